@@ -1,0 +1,1 @@
+"""One adapter per protocol: parse, call one verb of the loop, render."""

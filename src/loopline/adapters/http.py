@@ -1,0 +1,253 @@
+"""HTTP: `create` gives the ASGI application over a loop.
+
+A door finds the caller and answers the predict route itself; Litestar finds the other routes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from litestar import HttpMethod, Litestar, Request, Response
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
+
+from loopline.access import TRUSTED, Caller
+from loopline.adapters.http_openapi import Route
+from loopline.adapters.http_predict import QUERIES, predict
+from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
+from loopline.adapters.http_wire import (
+    Answer,
+    Crossing,
+    Desk,
+    Gone,
+    Headers,
+    Receive,
+    Refused,
+    Send,
+    problem,
+    read_query,
+)
+from loopline.errors import Forbidden
+from loopline.loop import Loop
+from loopline.records import new_id
+
+Req = Request[Any, Any, Any]
+
+DESK = "loopline.desk"
+OPEN = frozenset({"/livez", "/readyz", "/ping", *FILES})
+"""Paths that need no token: health, and a page that holds nothing but a form for the token."""
+CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_PREDICT = re.compile(r"/v1/models/([^/]+)/predict")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+
+
+def create(loop: Loop, *, quick: bool = True) -> Door:
+    """Make the ASGI application of an installation.
+
+    Args:
+        loop: whose verbs are offered.
+        quick: whether predictions are answered in front of the router; the bytes are the same.
+    """
+    router = Litestar(
+        list(_handlers()),
+        exception_handlers={Exception: _on_error},
+        openapi_config=None,
+        logging_config=None,
+    )
+    return Door(loop, router, quick)
+
+
+def _handlers() -> Iterator[HTTPRouteHandler]:
+    """One handler for each path, so that its `Allow` is complete."""
+    paths: dict[str, dict[str, Route]] = {}
+    for route in (*ROUTES, *HIDDEN):
+        paths.setdefault(route.path, {})[route.method] = route
+    for path, routes in paths.items():
+        methods = [HttpMethod(name) for name in routes]
+        if "GET" in routes:
+            routes["HEAD"] = routes["GET"]
+            methods.append(HttpMethod.HEAD)
+        typed = re.sub(r"{(\w+)}", r"{\1:str}", path)
+        yield HTTPRouteHandler(typed, http_method=methods, status_code=200)(_handler(routes))
+
+
+def _handler(routes: dict[str, Route]) -> Callable[[Req], Awaitable[Response[bytes] | Stream]]:
+    async def answer(request: Req) -> Response[bytes] | Stream:
+        desk: Desk = request.scope[DESK]  # type: ignore[literal-required]
+        route = routes[request.scope["method"]]
+        path = {"file": route.path, **request.path_params}
+        desk.path = {name: _part(name, value) for name, value in path.items()}
+        desk.query = read_query(request.scope["query_string"], route.query)
+        return _response(await route.handler(desk))
+
+    return answer
+
+
+def _part(name: str, text: str) -> Any:
+    if name != "version":
+        return text
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 10):
+        raise Refused("unknown-path", f"{text[:50]!r} is not a version's number")
+    return int(text)
+
+
+def _response(answer: Answer) -> Response[bytes] | Stream:
+    status, headers = answer.status, answer.headers
+    # Litestar adds the character set to texts by itself.
+    kind = answer.media_type.removesuffix("; charset=utf-8") if status != 204 else None
+    if isinstance(answer.body, bytes):
+        return Response(answer.body, status_code=status, media_type=kind, headers=headers)
+    return Stream(answer.body, status_code=status, media_type=kind, headers=headers)
+
+
+def _on_error(request: Req, error: Exception) -> Response[bytes] | Stream:
+    """Answer an exception that a route raised, or the router before it."""
+    desk: Desk = request.scope[DESK]  # type: ignore[literal-required]
+    path, method = request.scope["path"], request.scope["method"]
+    if isinstance(error, Gone):
+        return Response(b"", status_code=499)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allow = (error.headers or {}).get("allow", "")
+        error = Refused("wrong-method", f"{path} takes {allow}, not {method}", allow=allow)
+    elif isinstance(error, HTTPException) and error.status_code == 404:
+        error = Refused("unknown-path", f"there is nothing at {path}; see /docs")
+    return _response(problem(error, desk.instance, desk.loop.settings.debug))
+
+
+class Door:
+    """The outermost ASGI application: finds the caller, answers predictions, hands on the rest.
+
+    Args:
+        loop: whose verbs are offered.
+        router: the application behind the door.
+        quick: whether predictions are answered here.
+    """
+
+    def __init__(self, loop: Loop, router: Litestar, quick: bool = True) -> None:
+        self.in_flight = 0
+        self._loop = loop
+        self._router = router
+        self._quick = quick
+        self._crossing = Crossing()
+        loop.metrics.sample("loopline_in_flight", lambda: {(): self.in_flight})
+        loop.metrics.sample("loopline_queue_requests", self._queues)
+
+    def _queues(self) -> dict[tuple[str, ...], float]:
+        return {(s.record.name,): len(s.queue) for s in self._loop.serving.services()}
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._crossing.close()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)  # type: ignore[arg-type]
+            return
+        counted = _Counted(send, scope["method"] == "HEAD")
+        self.in_flight += 1
+        try:
+            await self._admit(scope, receive, counted)
+        finally:
+            self.in_flight -= 1
+            labels = (str(counted.status or 499),)
+            self._loop.metrics.add("loopline_http_requests_total", 1.0, labels)
+
+    async def _admit(self, scope: Any, receive: Receive, send: Send) -> None:
+        headers: Headers = dict(scope["headers"])
+        prefix = (scope.get("root_path") or self._loop.settings.root_path).rstrip("/")
+        path, method = _inside(scope["path"], prefix), scope["method"]
+        id = _request_id(headers)
+        desk = Desk(self._loop, self._crossing, TRUSTED, headers, receive, id, prefix)
+        try:
+            if path not in OPEN:
+                desk.caller = await self._identify(headers)
+            if method in CHANGING and not self._loop.access.required:
+                _check_origin(headers)
+            found = _PREDICT.fullmatch(path) if method == "POST" and self._quick else None
+            if found is not None:
+                desk.path = {"model": found[1]}
+                desk.query = read_query(scope["query_string"], QUERIES)
+                await _respond(send, await predict(desk))
+                return
+        except Gone:
+            return
+        except Exception as error:
+            await _respond(send, problem(error, desk.instance, self._loop.settings.debug))
+            return
+        inside = {**scope, "path": path, "root_path": "", DESK: desk}
+        await self._router(inside, receive, send)  # type: ignore[arg-type]
+
+    async def _identify(self, headers: Headers) -> Caller:
+        kind, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        text = token.strip() if kind.lower() == "bearer" else None
+        access = self._loop.access
+        caller = access.recall(text)
+        return await self._crossing.run(access.identify, text) if caller is None else caller
+
+
+class _Counted:
+    """A `send` that remembers the status, and leaves out the body of an answer to HEAD."""
+
+    def __init__(self, send: Send, head: bool) -> None:
+        self.status: int | None = None
+        self._send = send
+        self._head = head
+        self._ended = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            await self._send(message)
+        elif not self._head:
+            await self._send(message)
+        elif not self._ended:
+            self._ended = True
+            await self._send({"type": "http.response.body", "body": b""})
+
+
+async def _respond(send: Send, answer: Answer) -> None:
+    body = answer.body
+    assert isinstance(body, bytes)
+    headers = [
+        (b"content-type", answer.media_type.encode("latin-1")),
+        (b"content-length", b"%d" % len(body)),
+        *((n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _inside(path: str, prefix: str) -> str:
+    """The path as the routes have it, whether or not a proxy has cut the prefix off."""
+    while prefix and (path == prefix or path.startswith(f"{prefix}/")):
+        path = path[len(prefix) :] or "/"
+    return path
+
+
+def _request_id(headers: Headers) -> str:
+    """The caller's `X-Request-Id` if it can stand in a URI and in a log line, else a new id."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(text := given.decode("latin-1")):
+        return text
+    return new_id()
+
+
+def _check_origin(headers: Headers) -> None:
+    """Refuse what a page of another site makes a visitor's browser send.
+
+    Without tokens, being able to connect is the permission, and a browser on this machine can
+    connect for any page it shows.
+    """
+    origin = headers.get(b"origin")
+    if origin is None:
+        return
+    host = headers.get(b"host", b"").decode("latin-1")
+    if urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
+        raise Forbidden(
+            "this comes from a page of another site; require tokens to allow that, or send it "
+            "from a server of yours"
+        )

@@ -1,0 +1,53 @@
+"""From our error codes to each protocol's own status: one table, walked by one test."""
+
+from __future__ import annotations
+
+from loopline.errors import LooplineError, MissingExtra, NotReady
+
+HTTP: dict[str, int] = {
+    "invalid-input": 422,
+    "unreadable": 400,
+    "unknown-model": 404,
+    "unknown-version": 404,
+    "unknown-prediction": 404,
+    "unknown-job": 404,
+    "not-ready": 409,
+    "wrong-state": 409,
+    "too-large": 413,
+    "overloaded": 503,
+    "timeout": 504,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "model-failed": 500,
+    "unavailable": 503,
+}
+"""Every code of `errors.py`. `http_status` knows the one exception: a `not-ready` that passes."""
+
+HTTP_ONLY: dict[str, int] = {
+    "unknown-path": 404,
+    "unknown-token": 404,
+    "wrong-method": 405,
+    "unsupported-media-type": 415,
+    "internal-error": 500,
+}
+"""Refusals that exist on HTTP alone, because no verb was reached."""
+
+
+def http_status(error: LooplineError) -> int:
+    """The HTTP status of an error.
+
+    A model that is not ready is a conflict (409: somebody has to train it) until a training is on
+    its way, which is what `retry_after` says: then it is 503, and asking again makes sense.
+    """
+    if isinstance(error, NotReady) and error.retry_after is not None:
+        return 503
+    return HTTP[error.code]
+
+
+def http_retry_after(error: LooplineError) -> int | None:
+    """Whole seconds for the `Retry-After` header; None where waiting would not help."""
+    if error.retry_after is not None:
+        return max(1, round(error.retry_after))
+    if isinstance(error, MissingExtra):
+        return None
+    return 1 if HTTP[error.code] == 503 else None

@@ -1,0 +1,1 @@
+"""Each module here implements a contract of `contracts.py` over one library."""

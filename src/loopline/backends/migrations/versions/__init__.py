@@ -1,0 +1,1 @@
+"""The steps, named by number; a step that was released never changes."""

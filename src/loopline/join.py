@@ -1,0 +1,491 @@
+"""Outcomes meet predictions: the rules, the counters, the epochs.
+
+One `Join` per model reads the model's outcomes and examples from the event log and turns each
+batch into a `JoinDelta`, which the store applies in one transaction together with the position.
+Only the position's compare-and-set makes it exact: a batch that is read twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+import msgspec
+
+from loopline import policy as policies
+from loopline import scoring
+from loopline.contracts import Batch, EventLog, Store
+from loopline.facts import (
+    LEARNED,
+    TIMEOUT,
+    ExampleFact,
+    OutcomeFact,
+    examples_topic,
+    outcome_event,
+    outcomes_topic,
+    predictions_topic,
+    read_example,
+    read_outcome,
+    read_prediction,
+)
+from loopline.records import (
+    Books,
+    Cursor,
+    Epoch,
+    Event,
+    Example,
+    JoinDelta,
+    ModelRecord,
+    Moments,
+    OutcomeState,
+    OutcomeStatus,
+    Prediction,
+    Row,
+    Tally,
+    Version,
+)
+
+
+def observe(moments: Moments, value: float) -> Moments:
+    """Add one number to running moments (Welford, Technometrics 4(3), 1962)."""
+    count = moments.count + 1
+    delta = value - moments.mean
+    mean = moments.mean + delta / count
+    low, high = moments.minimum, moments.maximum
+    return Moments(
+        count=count,
+        mean=mean,
+        m2=moments.m2 + delta * (value - mean),
+        minimum=value if low is None or value < low else low,
+        maximum=value if high is None or value > high else high,
+    )
+
+
+def forget(moments: Moments, value: float) -> Moments:
+    """Take one number out of running moments again; minimum and maximum stay as they were."""
+    count = moments.count - 1
+    if count <= 0:
+        return Moments()
+    mean = (moments.mean * moments.count - value) / count
+    m2 = max(0.0, moments.m2 - (value - mean) * (value - moments.mean))
+    return Moments(count=count, mean=mean, m2=m2, minimum=moments.minimum, maximum=moments.maximum)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Combine the moments of two sets (Chan, Golub and LeVeque, 1979)."""
+    if not a.count or not b.count:
+        return a if a.count else b
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    return Moments(
+        count=count,
+        mean=a.mean + delta * b.count / count,
+        m2=a.m2 + b.m2 + delta * delta * a.count * b.count / count,
+        minimum=min(x for x in (a.minimum, b.minimum) if x is not None),
+        maximum=max(x for x in (a.maximum, b.maximum) if x is not None),
+    )
+
+
+def summarise(moments: Mapping[str, Moments]) -> dict[str, dict[str, Any]]:
+    """Describe columns by count, mean, sample standard deviation, minimum and maximum."""
+    return {
+        name: {
+            "count": m.count,
+            "mean": m.mean,
+            "std": math.sqrt(m.m2 / (m.count - 1)) if m.count > 1 else None,
+            "min": m.minimum,
+            "max": m.maximum,
+        }
+        for name, m in moments.items()
+        if m.count
+    }
+
+
+class Join:
+    """The join of one model: a consumer of the log that writes the store's books.
+
+    Args:
+        model: the model's record; make a new `Join` when its schema or policy changed.
+        log: where outcomes, examples and predictions are.
+        store: where the books are.
+        orphan_time: seconds an outcome waits for its prediction before it counts as unknown.
+    """
+
+    def __init__(
+        self, model: ModelRecord, log: EventLog, store: Store, orphan_time: float = 604_800.0
+    ) -> None:
+        self.model = model
+        self._log = log
+        self._store = store
+        self._orphan_time = orphan_time
+        self.rule = policies.read(model.policy) if model.policy else None
+        self._classes: dict[int, Version | None] = {}
+        self._columns = [field["name"] for field in model.schema.get("fields", ())]
+        topics = [outcomes_topic(model.name), examples_topic(model.name)]
+        self._consumer = log.consumer(f"join:{model.name}", topics)
+        self._rewind()
+
+    def _rewind(self) -> None:
+        # A model that was removed and added again begins anew, whatever its topics still hold.
+        self._position = self._store.join_position(self.model.name)
+        self._consumer.seek(self.model.created if self._position is None else self._position)
+
+    def step(self, most: int = 1000) -> int:
+        """Join the next batch, in one store transaction.
+
+        Returns:
+            How many events were joined; 0 when there was nothing to do.
+
+        Raises:
+            WrongState: another joiner has moved the position; nothing was applied.
+        """
+        batch = self._consumer.poll(most)
+        if not batch.events:
+            return 0
+        self._apply(batch)
+        return len(batch.events)
+
+    def settle(self, now: float, most: int = 1000) -> int:
+        """Look again at outcomes that wait: join those whose prediction came, give up on orphans.
+
+        Returns:
+            How many changed.
+        """
+        waiting = self._store.waiting_outcomes(self.model.name, most)
+        if not waiting:
+            return 0
+        found = self._find([state.id for state in waiting])
+        work = self._work([state.id for state in waiting], found)
+        changed = 0
+        for state in waiting:
+            if state.id in found:
+                work.join(found[state.id], _fact(state), state.revision)
+            elif now - state.arrival > self._orphan_time:
+                work.give_up(state)
+            else:
+                continue
+            changed += 1
+        if changed:
+            assert self._position is not None, "what waits was joined before"
+            self._commit(work, self._position)
+        return changed
+
+    def expire(self, now: float, most: int = 1000) -> int:
+        """Give predictions past the maturity window without an outcome their timeout label.
+
+        The labels go through the log like any outcome, under a key made from the prediction's
+        id, so that doing this twice is harmless.
+
+        Returns:
+            How many predictions were looked at.
+        """
+        policy = self.rule
+        if policy is None or policy.timeout_label is None or policy.maturity is None:
+            return 0
+        name, maturity = self.model.name, policy.maturity
+        reader = self._log.consumer(f"timeout:{name}", [predictions_topic(name)])
+        batch = reader.poll(most)
+        due = [event for event in batch.events if event.at + maturity <= now]
+        known = self._store.outcome_states(name, [event.key for event in due])
+        missing = [event for event in due if event.key not in known]
+        self._log.append(
+            [_timeout(name, event, policy.timeout_label, maturity) for event in missing]
+        )
+        # A partly due batch is looked at again: only whole ones move the position.
+        if due and len(due) == len(batch.events):
+            reader.commit(batch)
+        reader.close()
+        return len(due)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._consumer.close()
+
+    def _apply(self, batch: Batch) -> None:
+        outcomes_name = outcomes_topic(self.model.name)
+        facts = [
+            read_outcome(event.value) if event.topic == outcomes_name else read_example(event.value)
+            for event in batch.events
+        ]
+        ids = [fact.id for fact in facts if isinstance(fact, OutcomeFact)]
+        work = self._work(ids, self._find(ids))
+        for event, fact in zip(batch.events, facts, strict=True):
+            if isinstance(fact, OutcomeFact):
+                work.receipts[event.key] = work.outcome(fact).value
+            else:
+                work.learn(fact, event.at)
+                work.receipts[event.key] = LEARNED
+        self._commit(work, batch.position)
+
+    def _find(self, ids: Sequence[str]) -> dict[str, Prediction]:
+        topic = predictions_topic(self.model.name)
+        found = self._log.find(topic, ids) if ids else {}
+        return {key: read_prediction(self.model.name, event) for key, event in found.items()}
+
+    def _work(self, ids: Sequence[str], predictions: dict[str, Prediction]) -> _Work:
+        name = self.model.name
+        states = self._store.outcome_states(name, ids) if ids else {}
+        joined = [state.id for state in states.values() if state.seq is not None]
+        examples = self._store.examples_by_id(name, joined) if joined else {}
+        versions = {p.version for p in predictions.values()}
+        versions.update(e.version for e in examples.values() if e.version is not None)
+        for number in versions - self._classes.keys():
+            self._classes[number] = self._store.version(name, number)
+        return _Work(
+            model=self.model,
+            columns=self._columns,
+            policy=self.rule,
+            versions=self._classes,
+            books=self._store.books(name),
+            predictions=predictions,
+            states=states,
+            examples=examples,
+        )
+
+    def _commit(self, work: _Work, position: Cursor) -> None:
+        name = self.model.name
+        keys = sorted(work.sums)
+        stored = {(t.version, t.cohort): t.sums for t in self._store.tallies(name, keys)}
+        tallies = tuple(
+            Tally(
+                version=key[0],
+                cohort=key[1],
+                sums=scoring.add(stored.get(key, {}), work.sums[key]),
+            )
+            for key in keys
+        )
+        try:
+            self._store.commit_join(work.delta(self._position, position, tallies))
+        except BaseException:
+            self._rewind()
+            raise
+        self._position = position
+
+
+def _timeout(model: str, event: Event, label: Any, maturity: float) -> Event:
+    arrival = event.at + maturity
+    fact = OutcomeFact(id=event.key, value=label, at=None, arrival=arrival, source=TIMEOUT)
+    return outcome_event(model, fact, key=f"timeout:{event.key}")
+
+
+def _fact(state: OutcomeState) -> OutcomeFact:
+    return OutcomeFact(id=state.id, value=state.value, at=state.at, arrival=state.arrival)
+
+
+class _Work:
+    """One batch in the making: the rules, applied in memory to the books as they were read."""
+
+    def __init__(
+        self,
+        model: ModelRecord,
+        columns: Sequence[str],
+        policy: policies.Every | None,
+        versions: Mapping[int, Version | None],
+        books: Books,
+        predictions: dict[str, Prediction],
+        states: dict[str, OutcomeState],
+        examples: dict[str, Example],
+    ) -> None:
+        self._model = model
+        self._columns = columns
+        self._policy = policy
+        self._versions = versions
+        self._predictions = predictions
+        self._states = dict(states)
+        self._known = dict(examples)
+        self._before = books.matched
+        self._seq = books.seq
+        self._matched = books.matched
+        self._moments = dict(books.moments)
+        self._added: dict[int, Example] = {}
+        self._relabelled: dict[int, Example] = {}
+        self._touched: dict[str, OutcomeState] = {}
+        self._upto: dict[int, int] = {}
+        self.sums: dict[tuple[int, int], dict[str, float]] = {}
+        self.receipts: dict[str, str] = {}
+
+    def outcome(self, fact: OutcomeFact) -> OutcomeStatus:
+        """Apply one outcome by the rules and say what became of it."""
+        revision = _revision(fact)
+        known = self._states.get(fact.id)
+        if known is not None and known.status is not OutcomeStatus.UNKNOWN:
+            return self._again(known, fact, revision)
+        prediction = self._predictions.get(fact.id)
+        if prediction is None:
+            self._note(fact, revision, OutcomeStatus.WAITING)
+            return OutcomeStatus.WAITING
+        return self.join(prediction, fact, revision)
+
+    def join(self, prediction: Prediction, fact: OutcomeFact, revision: float) -> OutcomeStatus:
+        """Make the example of a prediction and its outcome."""
+        late = self._is_late(prediction, fact)
+        status = OutcomeStatus.LATE if late else OutcomeStatus.JOINED
+        self._seq += 1
+        example = Example(
+            model=self._model.name,
+            seq=self._seq,
+            row=prediction.row,
+            label=fact.value,
+            at=fact.arrival if fact.at is None else fact.at,
+            source=fact.source,
+            matched=None if late else self._count(),
+            id=prediction.id,
+            version=prediction.version,
+            output=prediction.output,
+            probabilities=prediction.probabilities,
+            predicted_at=prediction.at,
+            late=late,
+        )
+        self._added[example.seq] = example
+        self._known[prediction.id] = example
+        self._score(example, 1)
+        self._see(example.row, example.label)
+        self._note(fact, revision, status, example.seq)
+        return status
+
+    def learn(self, fact: ExampleFact, at: float) -> None:
+        """Add a row handed to `learn`."""
+        self._seq += 1
+        example = Example(
+            model=self._model.name,
+            seq=self._seq,
+            row=fact.row,
+            label=fact.label,
+            at=at,
+            source="learn",
+        )
+        self._added[example.seq] = example
+        self._see(example.row, example.label)
+
+    def give_up(self, state: OutcomeState) -> None:
+        """Count an outcome whose prediction never came as unknown."""
+        self._touched[state.id] = msgspec.structs.replace(state, status=OutcomeStatus.UNKNOWN)
+
+    def delta(
+        self, expected: Cursor | None, position: Cursor, tallies: tuple[Tally, ...]
+    ) -> JoinDelta:
+        """Everything this batch changes."""
+        return JoinDelta(
+            model=self._model.name,
+            expected=expected,
+            position=position,
+            books=Books(
+                model=self._model.name,
+                seq=self._seq,
+                matched=self._matched,
+                examples=self._seq,
+                moments=self._moments,
+            ),
+            outcomes=tuple(self._touched.values()),
+            examples=tuple(self._added.values()),
+            relabelled=tuple(self._relabelled.values()),
+            tallies=tallies,
+            epochs=tuple(self._epochs()),
+            receipts=self.receipts,
+        )
+
+    def _epochs(self) -> list[Epoch]:
+        if self._policy is None:
+            return []
+        crossed = policies.due(self._policy, self._before, self._matched)
+        every = self._policy.outcomes
+        return [
+            Epoch(
+                model=self._model.name,
+                k=k,
+                upto=self._upto[k * every],
+                at=self._added[self._upto[k * every]].at,
+            )
+            for k in crossed
+        ]
+
+    def _count(self) -> int:
+        self._matched += 1
+        self._upto[self._matched] = self._seq
+        return self._matched
+
+    def _is_late(self, prediction: Prediction, fact: OutcomeFact) -> bool:
+        maturity = self._policy.maturity if self._policy else None
+        moment = fact.arrival if fact.at is None else fact.at
+        return maturity is not None and moment - prediction.at > maturity
+
+    def _again(self, known: OutcomeState, fact: OutcomeFact, revision: float) -> OutcomeStatus:
+        if _same(known.value, fact.value) or revision <= known.revision:
+            return OutcomeStatus.DUPLICATE
+        if known.seq is None:
+            self._note(fact, revision, OutcomeStatus.WAITING)
+            return OutcomeStatus.CORRECTED
+        old = self._known[fact.id]
+        new = msgspec.structs.replace(old, label=fact.value, source=fact.source)
+        self._score(old, -1)
+        self._score(new, 1)
+        self._relabel(old.label, fact.value)
+        self._known[fact.id] = new
+        into = self._added if new.seq in self._added else self._relabelled
+        into[new.seq] = new
+        self._note(fact, revision, OutcomeStatus.CORRECTED, new.seq)
+        return OutcomeStatus.CORRECTED
+
+    def _note(
+        self,
+        fact: OutcomeFact,
+        revision: float,
+        status: OutcomeStatus,
+        seq: int | None = None,
+    ) -> None:
+        state = OutcomeState(
+            model=self._model.name,
+            id=fact.id,
+            value=fact.value,
+            revision=revision,
+            at=fact.at,
+            arrival=fact.arrival,
+            status=status,
+            seq=seq,
+        )
+        self._states[fact.id] = self._touched[fact.id] = state
+
+    def _score(self, example: Example, sign: int) -> None:
+        if example.version is None or example.predicted_at is None:
+            return
+        version = self._versions.get(example.version)
+        part = scoring.contribution(
+            self._model.task,
+            example.output,
+            example.probabilities,
+            version.classes if version else None,
+            example.label,
+        )
+        key = (example.version, scoring.cohort(example.predicted_at))
+        self.sums[key] = scoring.add(self.sums.get(key, {}), part, sign)
+
+    def _see(self, row: Row, label: Any) -> None:
+        for name, value in zip(self._columns, row, strict=False):
+            if _numeric(value):
+                self._moments[name] = observe(self._moments.get(name, Moments()), value)
+        target = self._model.target
+        if target and _numeric(label):
+            self._moments[target] = observe(self._moments.get(target, Moments()), label)
+
+    def _relabel(self, old: Any, new: Any) -> None:
+        target = self._model.target
+        if target and _numeric(old) and target in self._moments:
+            self._moments[target] = forget(self._moments[target], old)
+        if target and _numeric(new):
+            self._moments[target] = observe(self._moments.get(target, Moments()), new)
+
+
+def _revision(fact: OutcomeFact) -> float:
+    """A timeout label is revision 0, so that any real outcome corrects it."""
+    if fact.source == TIMEOUT:
+        return 0.0
+    return fact.arrival if fact.at is None else fact.at
+
+
+def _numeric(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)

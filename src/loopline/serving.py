@@ -1,0 +1,652 @@
+"""The hot path: versions in memory, micro-batches, the swap.
+
+`Serving.answer` is the only place that validates rows, picks the version, calls the model, makes
+ids and hands log rows over. Asynchronous adapters reach it through `Serving.submit`: requests that
+arrived in the same turn of the event loop are answered by one vectorised call, and while a call
+runs on the thread newcomers gather for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from loopline import access
+from loopline.access import Caller
+from loopline.artifacts import Keys
+from loopline.artifacts import load as load_artifact
+from loopline.contracts import BlobStore, EventLog, Store
+from loopline.errors import (
+    FieldError,
+    InvalidInput,
+    LooplineError,
+    ModelFailed,
+    NotReady,
+    Overloaded,
+    TimedOut,
+    TooLarge,
+    UnknownModel,
+    UnknownVersion,
+)
+from loopline.facts import prediction_event, predictions_topic, read_prediction
+from loopline.metrics import Metrics
+from loopline.model import Adopted
+from loopline.records import (
+    Aliases,
+    ModelRecord,
+    Prediction,
+    Record,
+    Row,
+    Version,
+    new_ids,
+)
+from loopline.schema import Schema
+from loopline.settings import Settings
+
+logger = logging.getLogger("loopline.serving")
+
+INLINE_LIMIT = 0.005
+"""Seconds: a model of a known quick kind whose calls take longer moves to the thread."""
+RESIDENT = 4
+"""How many versions beside the aliased ones stay in memory."""
+MAX_ID = 200
+
+
+class Answered(Record, frozen=True, kw_only=True):
+    """The answer to one request: one prediction per row, in the order of the rows."""
+
+    model: str
+    version: int
+    predictions: tuple[Prediction, ...]
+    many: bool
+    classes: tuple[Any, ...] | None = None
+
+
+class Ask(msgspec.Struct):
+    """One request for predictions.
+
+    `value` is whatever the schema's `parse` accepts; `text` says that it came as text (a form).
+    `deadline` is a reading of the monotonic clock, in seconds.
+    """
+
+    model: str
+    value: Any
+    text: bool = False
+    ids: Sequence[str] | None = None
+    version: int | None = None
+    alias: str | None = None
+    deadline: float | None = None
+    caller: Caller = access.TRUSTED
+
+
+Answer = Answered | LooplineError
+
+
+class Loaded:
+    """One version in memory, with what it costs."""
+
+    def __init__(self, record: ModelRecord, version: Version, adopted: Adopted) -> None:
+        self.record = record
+        self.version = version
+        self.adopted = adopted
+        self.schema = msgspec.convert(record.schema, Schema)
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def inline(self) -> bool:
+        """Whether its calls are short enough for the event loop."""
+        sync = self.record.options.get("log") == "sync"
+        return self.adopted.cheap and self.seconds < INLINE_LIMIT and not sync
+
+    def call(self, rows: Sequence[Row]) -> tuple[list[Any], list[tuple[float, ...]] | None]:
+        """Call the model once for all rows, timing it."""
+        began = time.perf_counter()
+        with self._lock:
+            answers = self.adopted.answer(self.schema, rows)
+        self.seconds += 0.2 * (time.perf_counter() - began - self.seconds)
+        return answers.outputs, answers.probabilities
+
+    def warm_up(self) -> None:
+        """Call the model with an example row, so that the first caller does not pay for it."""
+        row = tuple(field.example for field in self.schema.fields)
+        if self.schema.open or not row or None in row:
+            return
+        try:
+            self.call([row])
+            self.seconds = 0.0
+            self.call([row])
+        except ModelFailed as error:
+            logger.warning("%s version %d: %s", self.record.name, self.version.number, error)
+
+
+class Service:
+    """One model as it is served now: its versions in memory and the requests that wait."""
+
+    def __init__(self, record: ModelRecord) -> None:
+        self.record = record
+        self.aliases = Aliases()
+        self.resident: OrderedDict[int, Loaded] = OrderedDict()
+        self.champion: Loaded | None = None
+        self.trouble: str | None = None
+        self.queue: list[tuple[Ask, asyncio.Future[Answered]]] = []
+        self.running = 0
+        self.armed = False
+
+    def why_not(self) -> str | None:
+        """Why this model cannot answer, None when it can."""
+        if self.trouble:
+            return self.trouble
+        if self.champion is not None:
+            return None
+        name = self.record.name
+        if self.record.dataset or self.record.recipe is None:
+            return f"model {name!r} has no version in service yet; its training has not finished"
+        return (
+            f"model {name!r} is not fitted yet: send rows to /v1/models/{name}/learn and then "
+            f"POST /v1/models/{name}/train, or run `loopline train {name} DATA --target COLUMN`"
+        )
+
+
+class Serving:
+    """All models of one process.
+
+    Args:
+        store, log, blobs, keys: where versions come from and predictions go.
+        settings: bounds and default deadline.
+        metrics: what is counted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        log: EventLog,
+        blobs: BlobStore,
+        keys: Keys,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._blobs = blobs
+        self._keys = keys
+        self._settings = settings
+        self._metrics = metrics
+        self._services: dict[str, Service] = {}
+        self._seen = -1
+        self._refreshing = threading.Lock()
+        self._thread = self._new_thread()
+
+    def _new_thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="predict")
+
+    # Following the store.
+
+    def refresh(self, force: bool = False) -> bool:
+        """Load what the store's aliases name, then swap: one reference, between two batches.
+
+        Returns:
+            Whether anything changed.
+        """
+        with self._refreshing:
+            revision = self._store.revision()
+            if revision == self._seen and not force:
+                return False
+            records = {record.name: record for record in self._store.models()}
+            for name in self._services.keys() - records.keys():
+                del self._services[name]
+            for record in records.values():
+                self._follow(record)
+            self._seen = revision
+            gc.freeze()
+            return True
+
+    def _follow(self, record: ModelRecord) -> None:
+        service = self._services.get(record.name)
+        if service is None:
+            service = Service(record)
+            self._services[record.name] = service
+        elif service.record.schema != record.schema:
+            service.resident = OrderedDict()
+        service.record = record
+        service.aliases = self._store.aliases(record.name)
+        number = service.aliases.champion
+        if number is None:
+            service.champion = None
+            return
+        try:
+            service.champion = self._load(service, number)
+            service.trouble = None
+        except LooplineError as error:
+            logger.error("%s version %d was not loaded: %s", record.name, number, error)
+            if service.champion is None:
+                service.trouble = f"version {number} could not be loaded: {error.detail}"
+
+    def _load(self, service: Service, number: int) -> Loaded:
+        loaded = service.resident.get(number)
+        if loaded is None:
+            version = self._store.version(service.record.name, number)
+            if version is None:
+                raise UnknownVersion(f"model {service.record.name!r} has no version {number}")
+            adopted = load_artifact(version.artifact, self._blobs, self._keys)
+            loaded = Loaded(service.record, version, adopted)
+            loaded.warm_up()
+        service.resident[number] = loaded
+        service.resident.move_to_end(number)
+        keep = {service.aliases.champion, service.aliases.previous, service.aliases.challenger}
+        spare = [n for n in service.resident if n not in keep and n != number]
+        for old in spare[: max(0, len(spare) - RESIDENT)]:
+            service.resident.pop(old, None)
+        return loaded
+
+    def service(self, model: str) -> Service:
+        """The model as it is served now.
+
+        Raises:
+            UnknownModel: it is not served here; the message lists those that are.
+        """
+        service = self._services.get(model)
+        if service is None:
+            self.refresh()
+            service = self._services.get(model)
+        if service is None:
+            names = ", ".join(sorted(self._services)) or "none yet"
+            raise UnknownModel(f"there is no model {model!r}; models here: {names}")
+        return service
+
+    def services(self) -> list[Service]:
+        """All models, by name."""
+        return [self._services[name] for name in sorted(self._services)]
+
+    def loaded(self, model: str, version: int | None = None, alias: str | None = None) -> Loaded:
+        """The version that answers a request, loaded if need be.
+
+        Raises:
+            UnknownModel, UnknownVersion, NotReady: as their names say.
+        """
+        service = self.service(model)
+        number = self._number(service, version, alias)
+        if number is None:
+            why = service.why_not()
+            if why is not None or service.champion is None:
+                raise NotReady(why)
+            return service.champion
+        return service.resident.get(number) or self._load(service, number)
+
+    def _number(self, service: Service, version: int | None, alias: str | None) -> int | None:
+        if version is not None and alias is not None:
+            detail = "give a version or an alias, not both"
+            raise InvalidInput(detail, fields=[FieldError("?alias", detail)])
+        if alias is None:
+            return version
+        if alias not in ("champion", "challenger", "previous"):
+            detail = f"{alias!r} is not an alias; there are champion, challenger and previous"
+            raise InvalidInput(detail, fields=[FieldError("?alias", detail)])
+        number: int | None = getattr(service.aliases, alias)
+        if number is None and alias != "champion":
+            raise UnknownVersion(f"model {service.record.name!r} has no {alias}")
+        return number
+
+    # The verb, in two colours.
+
+    def predict(self, ask: Ask) -> Answered:
+        """Answer one request in the calling thread."""
+        access.check(ask.caller, "predict")
+        answer = self.answer(self.loaded(ask.model, ask.version, ask.alias), [ask])[0]
+        if isinstance(answer, LooplineError):
+            raise answer
+        return answer
+
+    def submit(self, ask: Ask) -> asyncio.Future[Answered]:
+        """Queue one request of this event loop; it is answered with its turn's batch.
+
+        Raises:
+            Overloaded: as many requests wait for this model as settings allow.
+        """
+        access.check(ask.caller, "predict")
+        service = self.service(ask.model)
+        if service.trouble is not None:
+            raise NotReady(service.trouble, retry_after=1.0)
+        if len(service.queue) >= self._settings.max_queue:
+            self._metrics.shed(ask.model)
+            raise Overloaded(
+                f"{len(service.queue)} requests wait for model {ask.model!r} already",
+                retry_after=1.0,
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answered] = loop.create_future()
+        service.queue.append((ask, future))
+        self._arm(service, loop)
+        return future
+
+    def _arm(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+        if service.queue and not service.armed and not service.running:
+            service.armed = True
+            loop.call_soon(self._flush, service, loop)
+
+    def _flush(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+        service.armed = False
+        waiting, service.queue = service.queue, []
+        for key, group in _grouped(waiting).items():
+            try:
+                loaded = self._ready(service, *key)
+                if loaded is not None and loaded.inline:
+                    self._settle(group, self.answer(loaded, [ask for ask, _ in group]))
+                else:
+                    self._cross(service, loop, group, key)
+            except LooplineError as error:
+                _refuse(group, error)
+            except Exception as error:  # whatever it is, every caller gets an answer
+                _refuse(group, _failed(error))
+
+    def _ready(self, service: Service, version: int | None, alias: str | None) -> Loaded | None:
+        """The version if it is in memory; None when it has to be loaded first."""
+        number = self._number(service, version, alias)
+        if number is None:
+            return self.loaded(service.record.name)
+        return service.resident.get(number)
+
+    def _cross(
+        self,
+        service: Service,
+        loop: asyncio.AbstractEventLoop,
+        group: list[tuple[Ask, asyncio.Future[Answered]]],
+        key: tuple[int | None, str | None],
+    ) -> None:
+        """Answer on the thread; meanwhile newcomers gather."""
+        service.running += 1
+        asks = [ask for ask, _ in group]
+
+        def work() -> Sequence[Answer]:
+            return self.answer(self.loaded(service.record.name, *key), asks)
+
+        running: Future[Sequence[Answer]] = self._thread.submit(work)
+        alarm = _Alarm(loop, lambda: self._hung(service, running, group, alarm))
+        alarm.set(group)
+
+        def done(finished: Future[Sequence[Answer]]) -> None:
+            loop.call_soon_threadsafe(self._crossed, service, loop, group, finished, alarm)
+
+        running.add_done_callback(done)
+
+    def _crossed(
+        self,
+        service: Service,
+        loop: asyncio.AbstractEventLoop,
+        group: list[tuple[Ask, asyncio.Future[Answered]]],
+        finished: Future[Sequence[Answer]],
+        alarm: _Alarm,
+    ) -> None:
+        alarm.cancel()
+        service.running -= 1
+        service.trouble = None
+        if finished.cancelled():
+            _refuse(group, TimedOut("the model was busy until the deadline had passed"))
+        elif (error := finished.exception()) is not None:
+            _refuse(group, error if isinstance(error, LooplineError) else _failed(error))
+        else:
+            self._settle(group, finished.result())
+        self._arm(service, loop)
+
+    def _hung(
+        self,
+        service: Service,
+        running: Future[Sequence[Answer]],
+        group: list[tuple[Ask, asyncio.Future[Answered]]],
+        alarm: _Alarm,
+    ) -> None:
+        """A deadline passed: answer those callers, and give other models a thread of their own."""
+        now = time.monotonic()
+        late = [(ask, future) for ask, future in group if (ask.deadline or _far()) <= now]
+        _refuse(late, TimedOut("the model did not answer before the deadline"))
+        self._metrics.timed_out(service.record.name)
+        alarm.set([item for item in group if not item[1].done()])
+        if running.done() or service.trouble is not None or not running.running():
+            return
+        name = service.record.name
+        logger.error("model %s hangs; other models go on", name)
+        service.trouble = f"model {name!r} has not come back from a call; it is tried again then"
+        waiting, service.queue = service.queue, []
+        _refuse(waiting, NotReady(service.trouble, retry_after=1.0))
+        abandoned, self._thread = self._thread, self._new_thread()
+        abandoned.shutdown(wait=False)
+
+    def _settle(
+        self, group: list[tuple[Ask, asyncio.Future[Answered]]], answers: Sequence[Answer]
+    ) -> None:
+        for (_, future), answer in zip(group, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, LooplineError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    # The one place.
+
+    def answer(self, loaded: Loaded, asks: Sequence[Ask]) -> list[Answer]:
+        """Validate, predict, make ids, hand the log rows over: one call of the model for all.
+
+        Args:
+            loaded: the version that answers.
+            asks: requests for it; each gets its own answer or its own error.
+
+        Returns:
+            One answer per request, in order. A prediction is in the log's hands (or committed,
+            with `log="sync"`) when this returns.
+        """
+        began = time.perf_counter()
+        answers: list[Answer | None] = [None] * len(asks)
+        rows: list[Row] = []
+        spans: list[tuple[int, int, int, bool]] = []
+        now = time.monotonic()
+        for index, ask in enumerate(asks):
+            try:
+                parsed, many = self._parse(loaded, ask, now)
+            except LooplineError as error:
+                answers[index] = error
+                continue
+            spans.append((index, len(rows), len(rows) + len(parsed), many))
+            rows.extend(parsed)
+        if rows:
+            self._fill(loaded, asks, rows, spans, answers)
+        seconds = time.perf_counter() - began
+        final = [answer for answer in answers if answer is not None]
+        self._count(loaded, final, len(rows), seconds)
+        return final
+
+    def _parse(self, loaded: Loaded, ask: Ask, now: float) -> tuple[list[Row], bool]:
+        if ask.deadline is not None and ask.deadline <= now:
+            raise TimedOut("the deadline passed before the model was asked")
+        rows, many = loaded.schema.parse(ask.value, text=ask.text)
+        if len(rows) > self._settings.max_rows:
+            raise TooLarge(
+                f"{len(rows)} rows in one request; at most {self._settings.max_rows} are taken"
+            )
+        if ask.ids is not None:
+            _check_ids(ask.ids, len(rows))
+        return rows, many
+
+    def _fill(
+        self,
+        loaded: Loaded,
+        asks: Sequence[Ask],
+        rows: list[Row],
+        spans: list[tuple[int, int, int, bool]],
+        answers: list[Answer | None],
+    ) -> None:
+        results = self._call(loaded, rows, spans)
+        made = new_ids(len(rows))
+        at = time.time()
+        batch: list[Prediction] = []
+        for index, start, stop, many in spans:
+            result = results[index]
+            if isinstance(result, LooplineError):
+                answers[index] = result
+                continue
+            ids = asks[index].ids or made[start:stop]
+            predictions = _predictions(loaded, ids, rows[start:stop], result, at)
+            if asks[index].ids is not None:
+                predictions = self._first_given(loaded, predictions)
+            batch.extend(predictions)
+            answers[index] = Answered(
+                model=loaded.record.name,
+                version=loaded.version.number,
+                predictions=tuple(predictions),
+                many=many,
+                classes=loaded.adopted.classes,
+            )
+        try:
+            self._hand_over(loaded, batch)
+        except LooplineError as error:
+            for index, *_ in spans:
+                answers[index] = error
+
+    def _call(
+        self, loaded: Loaded, rows: list[Row], spans: list[tuple[int, int, int, bool]]
+    ) -> dict[int, Any]:
+        """One call for all; where it raises, bisect, so that a bad row fails only its request."""
+        first, last = spans[0][1], spans[-1][2]
+        try:
+            outputs, probabilities = loaded.call(rows[first:last])
+        except ModelFailed as error:
+            if len(spans) == 1:
+                return {spans[0][0]: error}
+            half = len(spans) // 2
+            return self._call(loaded, rows, spans[:half]) | self._call(loaded, rows, spans[half:])
+        return {
+            index: (
+                outputs[start - first : stop - first],
+                probabilities[start - first : stop - first] if probabilities else None,
+            )
+            for index, start, stop, _ in spans
+        }
+
+    def _first_given(self, loaded: Loaded, predictions: list[Prediction]) -> list[Prediction]:
+        """Where an id was answered before, the first answer stands."""
+        name = loaded.record.name
+        known = self._log.find(predictions_topic(name), [p.id for p in predictions])
+        if not known:
+            return predictions
+        return [read_prediction(name, known[p.id]) if p.id in known else p for p in predictions]
+
+    def _hand_over(self, loaded: Loaded, predictions: list[Prediction]) -> None:
+        mode = loaded.record.options.get("log", "async")
+        if mode == "none" or not predictions:
+            return
+        hidden = set(loaded.record.options.get("redact", ()))
+        if hidden:
+            predictions = [_redacted(p, loaded.schema, hidden) for p in predictions]
+        events = [prediction_event(prediction) for prediction in predictions]
+        if mode == "sync":
+            self._log.append(events)
+        else:
+            self._log.offer(events)
+
+    def _count(self, loaded: Loaded, answers: list[Answer], rows: int, seconds: float) -> None:
+        name, version = loaded.record.name, loaded.version.number
+        failed = [answer.code for answer in answers if isinstance(answer, LooplineError)]
+        self._metrics.batch(name, version, len(answers), rows, seconds, failed)
+
+    def close(self) -> None:
+        """Let the thread finish what it began."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class _Alarm:
+    """Rings at the earliest deadline of a group of requests."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
+        self._loop = loop
+        self._act = act
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, group: list[tuple[Ask, asyncio.Future[Answered]]]) -> None:
+        """Wait for the next deadline among these."""
+        self.cancel()
+        if group:
+            left = min(ask.deadline or _far() for ask, _ in group) - time.monotonic()
+            self._timer = self._loop.call_later(max(0.0, left), self._act)
+
+    def cancel(self) -> None:
+        """Do not ring any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _far() -> float:
+    return time.monotonic() + 3600.0
+
+
+def _grouped(
+    waiting: list[tuple[Ask, asyncio.Future[Answered]]],
+) -> dict[tuple[int | None, str | None], list[tuple[Ask, asyncio.Future[Answered]]]]:
+    groups: dict[Any, list[tuple[Ask, asyncio.Future[Answered]]]] = {}
+    for item in waiting:
+        if not item[1].cancelled():
+            groups.setdefault((item[0].version, item[0].alias), []).append(item)
+    return groups
+
+
+def _refuse(group: list[tuple[Ask, asyncio.Future[Answered]]], error: LooplineError) -> None:
+    for _, future in group:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _failed(error: BaseException) -> ModelFailed:
+    logger.error("a batch failed", exc_info=error)
+    return ModelFailed(f"{type(error).__name__}: {error}")
+
+
+def _check_ids(ids: Sequence[str], rows: int) -> None:
+    errors: list[FieldError] = []
+    if len(ids) != rows:
+        errors.append(FieldError("/ids", f"{len(ids)} ids for {rows} rows"))
+    seen: set[str] = set()
+    for index, id in enumerate(ids):
+        if not isinstance(id, str) or not 0 < len(id) <= MAX_ID:
+            errors.append(FieldError(f"/ids/{index}", f"an id is text of 1 to {MAX_ID} characters"))
+        elif id in seen:
+            errors.append(FieldError(f"/ids/{index}", f"{id!r} is given twice"))
+        else:
+            seen.add(id)
+    if errors:
+        raise InvalidInput("the ids do not fit the rows", fields=errors)
+
+
+def _predictions(
+    loaded: Loaded, ids: Sequence[str], rows: list[Row], result: Any, at: float
+) -> list[Prediction]:
+    outputs, probabilities = result
+    model, version = loaded.record.name, loaded.version.number
+    spread = probabilities or [None] * len(rows)
+    return [
+        Prediction(
+            id=id,
+            model=model,
+            version=version,
+            output=output,
+            at=at,
+            row=row,
+            probabilities=chances,
+        )
+        for id, row, output, chances in zip(ids, rows, outputs, spread, strict=True)
+    ]
+
+
+def _redacted(prediction: Prediction, schema: Schema, hidden: set[str]) -> Prediction:
+    row = tuple(
+        None if field.name in hidden else value
+        for field, value in zip(schema.fields, prediction.row, strict=True)
+    )
+    return msgspec.structs.replace(prediction, row=row)

@@ -1,0 +1,356 @@
+"""One training run as a function: a frozen plan in, a candidate with its evidence out.
+
+The data are the base data set followed by the examples up to `upto`, in order. The same plan gives
+the same rows, so a run can be repeated exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+import numpy
+
+from loopline import __version__, artifacts, gate, policy, scoring
+from loopline.artifacts import Keys
+from loopline.codecs import pack_table, unpack_table
+from loopline.contracts import BlobStore
+from loopline.errors import InvalidInput, WrongState
+from loopline.model import Adopted
+from loopline.policy import Every
+from loopline.records import Cursor, Decision, Example, ModelRecord, Record, Row, Version
+from loopline.schema import Schema
+
+Pair = tuple[Row, Any]
+Progress = Callable[[int, int, str], None]
+
+LIBRARIES = ("numpy", "pandas", "scikit-learn", "lightgbm", "xgboost", "river")
+BLOCKS = 4
+BLOCK_ROWS = 25
+COMPARED = 20_000
+"""Without a policy a comparison is only evidence, and left out where there are more rows."""
+HOLDOUT_ROWS = 20
+UNSEEN_SHARE = 0.05
+SHIFT = 5.0
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """What one training run needs; plain, so that it can travel.
+
+    `base` and `examples` are digests of tables in the blob store. `policy` is None where a person
+    asked for the run and the model has none.
+    """
+
+    model: ModelRecord
+    parameters: dict[str, Any]
+    base: str | None
+    examples: str
+    upto: int
+    champion: Version | None
+    policy: dict[str, Any] | None
+    job: str
+    cursor: Cursor | None
+
+
+class Outcome(Record, frozen=True, kw_only=True):
+    """What a run came to: a version still without a number, and the decision about it."""
+
+    version: Version
+    decision: Decision
+    promote: bool
+    metrics: dict[str, float]
+    seconds: float
+
+
+def freeze(
+    schema: dict[str, Any], examples: Iterable[Example], blobs: BlobStore
+) -> tuple[str, int]:
+    """Write a slice of examples as a table in the blob store.
+
+    Returns:
+        Its digest and number of rows.
+    """
+    names = [field["name"] for field in schema.get("fields", ())]
+    if schema.get("open"):
+        names = ["row"]
+    columns: list[list[Any]] = [[] for _ in range(len(names) + 2)]
+    for example in examples:
+        for column, value in zip(columns, (example.seq, *example.row, example.label), strict=True):
+            column.append(value)
+    packed = pack_table(["seq", *(f"row:{name}" for name in names), "label"], columns)
+    return blobs.put(packed), len(columns[0])
+
+
+def _thaw(digest: str, blobs: BlobStore) -> tuple[list[int], list[Pair]]:
+    _, columns = unpack_table(blobs.get(digest))
+    seqs, *fields, labels = columns
+    rows = list(zip(*fields, strict=True)) if fields else [()] * len(labels)
+    return seqs, list(zip(rows, labels, strict=True))
+
+
+def base_pairs(record: ModelRecord, blobs: BlobStore) -> list[Pair]:
+    """The base data set as rows and labels; rows without a label are left out.
+
+    Raises:
+        InvalidInput: the data set lacks a column that the schema has.
+    """
+    if record.dataset is None:
+        return []
+    columns, data = unpack_table(blobs.get(record.dataset))
+    table = dict(zip(columns, data, strict=True))
+    names = [field["name"] for field in record.schema["fields"]]
+    missing = [name for name in (*names, record.target) if name not in table]
+    if missing:
+        raise InvalidInput(f"the data set has no column {', '.join(map(str, missing))}")
+    schema = msgspec.convert(record.schema, Schema)
+    numbers = [field.kind == "number" for field in schema.fields]
+    cells = [
+        [float(v) if is_number and v is not None else v for v in table[name]]
+        for name, is_number in zip(names, numbers, strict=True)
+    ]
+    labels = table[str(record.target)]
+    rows: list[Row] = list(zip(*cells, strict=True)) if cells else [()] * len(labels)
+    return [
+        (row, schema.label(label))
+        for row, label in zip(rows, labels, strict=True)
+        if label is not None
+    ]
+
+
+def measure(fitted: Adopted, schema: Schema, task: str, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Score a fitted model on labelled rows."""
+    answers = fitted.answer(schema, [row for row, _ in pairs])
+    labels = [label for _, label in pairs]
+    return scoring.evaluate(task, labels, answers.outputs, answers.probabilities, fitted.classes)
+
+
+def run(plan: Plan, blobs: BlobStore, keys: Keys, progress: Progress) -> Outcome:
+    """Train once: check the data, measure, judge, fit on everything, keep the result.
+
+    Args:
+        plan: see `Plan`.
+        blobs, keys: where the data are and the artifact goes.
+        progress: called with (step, of, message) before each fit.
+
+    Raises:
+        InvalidInput: the parameters or the data do not fit the recipe.
+        ModelFailed: the recipe raised.
+        WrongState: there is nothing to train on.
+    """
+    began = time.monotonic()
+    job = _Run(plan, blobs, keys, progress)
+    metrics = job.holdout()
+    verdict = job.verdict()
+    job.say("fitting on all rows")
+    fitted = job.fit(job.pairs)
+    metrics |= {f"train_{k}": v for k, v in job.measure(fitted, job.pairs).items()}
+    made = job.version(fitted, metrics)
+    champion = plan.champion.number if plan.champion else None
+    decision, promote = gate.decide(
+        plan.model.name, verdict, job.policy, champion=champion, at=time.time(), job=plan.job
+    )
+    if job.warnings:
+        evidence = {**decision.evidence, "warnings": job.warnings}
+        decision = msgspec.structs.replace(decision, evidence=evidence)
+    return Outcome(
+        version=made,
+        decision=decision,
+        promote=promote,
+        metrics=metrics,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Run:
+    """The state of one run."""
+
+    def __init__(self, plan: Plan, blobs: BlobStore, keys: Keys, progress: Progress) -> None:
+        record = plan.model
+        if record.recipe is None:
+            raise WrongState(f"model {record.name!r} has no recipe to fit")
+        self.policy: Every | None = policy.read(plan.policy) if plan.policy else None
+        self.schema = msgspec.convert(record.schema, Schema)
+        self._plan = plan
+        self._blobs = blobs
+        self._keys = keys
+        self._progress = progress
+        self._recipe = artifacts.load(record.recipe, blobs, keys)
+        self._base = base_pairs(record, blobs)
+        self._seqs, self._examples = _thaw(plan.examples, blobs)
+        self._window()
+        self.pairs = [*self._base, *self._examples]
+        if not self.pairs:
+            raise WrongState(f"model {record.name!r} has no labelled rows to train on")
+        self._fresh = self._rows_after_champion()
+        self._blocks = self._cut()
+        self._step = 0
+        self._steps = 2 + len(self._blocks)
+        self.warnings = self._skew()
+
+    def _window(self) -> None:
+        """A window keeps the newest examples; once it is full, the base data set is left out."""
+        window = self.policy.window if self.policy else None
+        if window is not None and len(self._examples) >= window:
+            self._seqs, self._examples = self._seqs[-window:], self._examples[-window:]
+            self._base = []
+
+    def say(self, message: str) -> None:
+        """Report the next step."""
+        self._step += 1
+        self._progress(self._step, self._steps, message)
+
+    def fit(self, pairs: Sequence[Pair]) -> Adopted:
+        """Fit the recipe on these rows."""
+        return self._recipe.fit(
+            self.schema,
+            [row for row, _ in pairs],
+            [label for _, label in pairs],
+            self._plan.parameters or None,
+        )
+
+    def measure(self, fitted: Adopted, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Score a fit."""
+        return measure(fitted, self.schema, self._plan.model.task, pairs)
+
+    def holdout(self) -> dict[str, float]:
+        """Scores on rows a fit has not seen: the newest fifth, or a seeded fifth of base data."""
+        self.say("measuring on held-out rows")
+        if len(self.pairs) < HOLDOUT_ROWS:
+            return {}
+        pairs = list(self.pairs)
+        if not self._examples:
+            order = numpy.random.default_rng(0).permutation(len(pairs))
+            pairs = [pairs[i] for i in order]
+        cut = len(pairs) - max(10, len(pairs) // 5)
+        known, held = pairs[:cut], pairs[cut:]
+        if self._one_class(known):
+            return {}
+        scores = self.measure(self.fit(known), held)
+        return {f"holdout_{name}": value for name, value in scores.items()}
+
+    def _one_class(self, pairs: Sequence[Pair]) -> bool:
+        """Whether a classifier would be asked to learn from a single class."""
+        task = self._plan.model.task
+        return task == "classification" and len({label for _, label in pairs}) < 2
+
+    def _rows_after_champion(self) -> int:
+        """How many of the newest rows the champion was not trained on."""
+        champion = self._plan.champion
+        if champion is None:
+            return 0
+        return sum(1 for seq in self._seqs if seq > champion.upto)
+
+    def _cut(self) -> list[tuple[int, int]]:
+        """Expanding blocks over the rows after the champion's training."""
+        if not self._fresh or (self.policy is None and self._fresh > COMPARED):
+            return []
+        first = len(self.pairs) - self._fresh
+        count = max(1, min(BLOCKS, self._fresh // BLOCK_ROWS))
+        edges = [first + self._fresh * n // count for n in range(count + 1)]
+        blocks = list(itertools.pairwise(edges))
+        return [
+            block for block in blocks if block[0] and not self._one_class(self.pairs[: block[0]])
+        ]
+
+    def verdict(self) -> gate.Verdict | None:
+        """Judge the recipe against the champion on the rows after the champion's training."""
+        champion = self._plan.champion
+        if champion is None or not self._blocks:
+            return None
+        served = artifacts.load(champion.artifact, self._blobs, self._keys)
+        ours, theirs = [], []
+        for number, (start, stop) in enumerate(self._blocks, 1):
+            self.say(f"judging on block {number} of {len(self._blocks)}")
+            rows = self.pairs[start:stop]
+            ours.append(self._losses(self.fit(self.pairs[:start]), rows))
+            theirs.append(self._losses(served, rows))
+        first, last = self._blocks[0][0] - len(self.pairs), self._blocks[-1][1] - len(self.pairs)
+        seqs = self._seqs[first : last or None]
+        verdict = gate.judge(
+            numpy.concatenate(ours),
+            numpy.concatenate(theirs),
+            self.policy or Every(),
+            self._metric(served),
+            seqs,
+        )
+        more = {
+            "blocks": len(self._blocks),
+            "from_seq": seqs[0],
+            "to_seq": seqs[-1],
+            "champion_version": champion.number,
+        }
+        return msgspec.structs.replace(verdict, evidence={**verdict.evidence, **more})
+
+    def _metric(self, fitted: Adopted) -> str:
+        if self._plan.model.task != "classification":
+            return "squared error"
+        return "log-loss" if "predict_proba" in fitted.capabilities else "error rate"
+
+    def _losses(self, fitted: Adopted, pairs: Sequence[Pair]) -> gate.Losses:
+        answers = fitted.answer(self.schema, [row for row, _ in pairs])
+        labels = [label for _, label in pairs]
+        task = self._plan.model.task
+        return scoring.losses(task, labels, answers.outputs, answers.probabilities, fitted.classes)
+
+    def _skew(self) -> list[str]:
+        """What is odd about the new rows' values, for a person to look at."""
+        rows = [row for row, _ in self._examples]
+        found = []
+        for name, count in self.schema.unseen(rows).items():
+            if rows and count / len(rows) > UNSEEN_SHARE:
+                found.append(f"{name}: {count / len(rows):.0%} of the new rows were never seen")
+        for index, field in enumerate(self.schema.fields):
+            told = self._shift(index) if field.kind in ("number", "integer") else None
+            if told:
+                found.append(f"{field.name}: {told}")
+        return found
+
+    def _shift(self, index: int) -> str | None:
+        old = [row[index] for row, _ in self._base if row[index] is not None]
+        new = [row[index] for row, _ in self._examples if row[index] is not None]
+        if len(old) < HOLDOUT_ROWS or len(new) < HOLDOUT_ROWS:
+            return None
+        spread = float(numpy.std(numpy.asarray(old, dtype=float))) or 1.0
+        moved = abs(float(numpy.mean(new)) - float(numpy.mean(old))) / spread
+        return f"its mean moved by {moved:.1f} standard deviations" if moved > SHIFT else None
+
+    def version(self, fitted: Adopted, metrics: dict[str, float]) -> Version:
+        """Keep the fit as an artifact, and describe where it comes from."""
+        plan = self._plan
+        recipe = plan.model.recipe
+        code = f"{recipe.digest if recipe else ''} loopline {__version__}"
+        report = fitted.report()
+        return Version(
+            model=plan.model.name,
+            number=0,
+            artifact=artifacts.save(fitted, self._blobs, self._keys),
+            created=time.time(),
+            metrics=metrics,
+            parameters=fitted.parameters(),
+            classes=fitted.classes,
+            data=plan.base,
+            rows=len(self.pairs),
+            upto=plan.upto,
+            cursor=plan.cursor,
+            code=hashlib.sha256(code.encode()).hexdigest(),
+            environment=environment(),
+            job=plan.job,
+            report=self._blobs.put(msgspec.json.encode(report)) if report else None,
+        )
+
+
+def environment() -> str:
+    """The interpreter and the libraries a fit depends on, as one line."""
+    found = [f"python {platform.python_version()}"]
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)

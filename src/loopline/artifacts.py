@@ -237,7 +237,8 @@ def _skops(native: Any) -> bytes | None:
 
 def _canonical(payload: bytes) -> bytes:
     """The same skops file without the object addresses and times of the process that wrote it."""
-    out, names = io.BytesIO(), {}
+    out = io.BytesIO()
+    names: dict[str, str] = {}
     with zipfile.ZipFile(io.BytesIO(payload)) as old, zipfile.ZipFile(out, "w") as new:
         schema = _renumbered(json.loads(old.read("schema.json")), {}, names)
         for before, after in names.items():
@@ -276,7 +277,8 @@ def _pickled(native: Any) -> bytes:
     """A pickle that brings along the classes of modules that are not installed packages."""
     import cloudpickle
 
-    modules = [module for module in list(sys.modules.values()) if _is_users(module)]
+    installed = _installed()
+    modules = [module for module in list(sys.modules.values()) if _is_users(module, installed)]
     with _by_value:
         try:
             for module in modules:
@@ -309,20 +311,21 @@ def _steady(payload: bytes, cloudpickle: Any) -> bytes:
     return payload
 
 
-def _is_users(module: Any) -> bool:
+def _is_users(module: Any, installed: tuple[str, ...]) -> bool:
     """Whether a module is a person's own file and not of an installed package."""
     name, path = getattr(module, "__name__", None), getattr(module, "__file__", None)
     if not isinstance(name, str) or not isinstance(path, str):
         return False
     if name.partition(".")[0] == "loopline" or name not in sys.modules:
         return False
-    return not os.path.realpath(path).startswith(_installed())
+    return not path.startswith(installed) and not os.path.realpath(path).startswith(installed)
 
 
 def _installed() -> tuple[str, ...]:
     paths = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     paths += [*site.getsitepackages(), site.getusersitepackages()]
-    return tuple(os.path.realpath(path) + os.sep for path in paths)
+    found = {form(path) + os.sep for path in paths for form in (os.path.abspath, os.path.realpath)}
+    return tuple(sorted(found))
 
 
 def _from_pickle(payload: bytes) -> Any:

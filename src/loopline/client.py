@@ -14,8 +14,8 @@ import http.client
 import select
 import socket
 import ssl
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
@@ -116,7 +116,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close this thread's connection; an application in this process goes on."""
+        """Close the connections; an application in this process goes on."""
         if self._remote is not None:
             self._remote.close()
 
@@ -370,9 +370,10 @@ class Client:
 
     def revoke_token(self, name: str) -> None:
         """Make a token useless."""
-        ask = _Ask("DELETE", f"/v1/tokens/{quote(name, safe='')}", again=False)
-        if self._do(lambda loop: loop.access.revoke(name), ask) is False:
+        if not any(each["name"] == name and not each["revoked"] for each in self.tokens()):
             raise InvalidInput(f"there is no token {name!r} in use")
+        ask = _Ask("DELETE", f"/v1/tokens/{quote(name, safe='')}", again=False)
+        self._do(lambda loop: loop.access.revoke(name), ask)
 
     # One call, here or there.
 
@@ -484,7 +485,7 @@ def _read_answered(answered: Answered, probabilities: bool) -> Any:
 
 
 class _Remote:
-    """A server, with one kept connection per thread."""
+    """A server, with the connections that are not in use at the moment."""
 
     def __init__(self, url: str, token: str | None, timeout: float) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -501,37 +502,42 @@ class _Remote:
         self._headers = {"accept": "application/json, */*"}
         if token:
             self._headers["authorization"] = f"Bearer {token}"
-        self._kept = threading.local()
+        self._idle: deque[http.client.HTTPConnection] = deque()
 
     def close(self) -> None:
-        kept = getattr(self._kept, "connection", None)
-        if kept is not None:
-            kept.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def ask(self, ask: _Ask) -> Any:
         """Send a request, and decode its answer."""
         for pause in (*PAUSES, None):
-            connection, used = self._connection()
+            connection = self._connection()
+            used = connection.sock is not None
             try:
                 answer = self._exchange(connection, ask)
-                return _decode(answer, answer.read(), ask)
+                body = answer.read()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 refused = isinstance(error, ConnectionRefusedError)
                 stale = used and isinstance(error, ConnectionError)
                 if pause is None or not ask.again or not (refused or stale):
                     raise self._told(error) from error
+            else:
+                self._idle.append(connection)
+                return _decode(answer, body, ask)
             time.sleep(pause)
         raise AssertionError("unreachable")
 
-    def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
-        """This thread's connection, and whether it was used before and still looks alive."""
-        kept: http.client.HTTPConnection | None = getattr(self._kept, "connection", None)
-        if kept is None:
-            kept = self._kept.connection = self._fresh()
-        if kept.sock is not None and select.select([kept.sock], [], [], 0)[0]:
-            kept.close()  # What can be read between two requests is the end.
-        return kept, kept.sock is not None
+    def _connection(self) -> http.client.HTTPConnection:
+        """A kept connection that still looks alive, or a new one."""
+        while self._idle:
+            with contextlib.suppress(IndexError):
+                kept = self._idle.pop()
+                # What can be read between two requests is the end.
+                if kept.sock is not None and not select.select([kept.sock], [], [], 0)[0]:
+                    return kept
+                kept.close()
+        return self._fresh()
 
     def _fresh(self) -> http.client.HTTPConnection:
         if self._tls is None:

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 FEW_TEXTS = 50
 MOST_COLUMNS_PER_FIELD = 50
-UNSEEN, MISSING = -1, -2
+UNSEEN = -1
 
 
 def pipeline(schema: Schema, estimator: Any, frame: pd.DataFrame | None = None) -> Any:
     """Put standard features in front of an estimator that reads numbers only.
 
-    Trees get one code per category, with codes of their own for a missing and for an unseen one.
+    Trees get one code per category, with a code of its own for an unseen one; a missing one is a
+    category like any other.
     Other estimators get indicators, the rarest categories sharing one with the unseen, and scaled
     numbers. Missing numbers become the median where the estimator cannot take them.
 
@@ -100,7 +101,6 @@ def _for_categories(fields: Iterable[Field], trees: bool) -> Any:
         OrdinalEncoder(
             handle_unknown="use_encoded_value",
             unknown_value=UNSEEN,
-            encoded_missing_value=MISSING,
         )
         if trees
         else OneHotEncoder(

@@ -85,7 +85,7 @@ def _interval(difference: Losses, confidence: float) -> tuple[float, float]:
 
 
 def _verdict(difference: Losses, low: float, high: float, margin: float) -> str:
-    if not difference.any() and margin == 0:
+    if not difference.any():
         return UNSURE
     if low > -margin:
         return PROMOTE
@@ -95,7 +95,7 @@ def _verdict(difference: Losses, low: float, high: float, margin: float) -> str:
 def _sentence(verdict: str, e: dict[str, Any]) -> str:
     if e["low"] == e["high"] == 0.0:
         return f"candidate and champion give the same {e['metric']} on all {e['rows']:,} rows"
-    way = "better" if e["difference"] > 0 else "worse"
+    way = "better" if e["difference"] >= 0 else "worse"
     told = (
         f"candidate {e['metric']} {e['candidate']:.4g} against {e['champion']:.4g} on "
         f"{e['rows']:,} rows: {way} by {abs(e['difference']):.3g} "
@@ -162,7 +162,8 @@ def _ruling(
         told = f"; {verdict.reason}" if verdict else ""
         return PROMOTE, f"trained by hand, and the model has no policy{told}", "person", True
     if verdict is None:
-        return UNSURE, "there are no matured rows after the champion's training", "gate", False
+        reason = "there are no labelled rows after the champion's training"
+        verdict = Verdict(verdict=UNSURE, reason=reason, evidence={})
     if policy.mode == "always":
         return verdict.verdict, f"promoted whatever the verdict; {verdict.reason}", "gate", True
     if verdict.verdict == PROMOTE and policy.mode == "propose":

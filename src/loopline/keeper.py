@@ -23,7 +23,9 @@ from loopline.settings import Settings
 
 logger = logging.getLogger("loopline.keeper")
 
-PUMP = 0.005
+PUMP = 0.05
+"""Seconds without any event after which the timers are looked at."""
+FOLLOW = 0.1
 TICK = 0.25
 RECEIPTS_KEPT = 60.0
 RETENTION_TICK = 30.0
@@ -56,6 +58,7 @@ class Keeper:
         self._revision = -1
         self._stop = threading.Event()
         self._beats: list[_Beat] = [
+            _Beat(FOLLOW, self._follow),
             _Beat(TICK, self._settle),
             _Beat(TICK, self._trigger),
             _Beat(1.0, self._sweep),
@@ -92,11 +95,10 @@ class Keeper:
         """
         if self._inlet is not None:
             self._inlet.pump(PUMP)
-        self._follow()
-        joined = sum(self._join(join) for join in list(self._joins.values()))
         now = time.monotonic()
         for beat in self._beats:
             beat.maybe(now)
+        joined = sum(self._join(join) for join in list(self._joins.values()))
         if joined:
             self._doorbell.ring()
         elif self._inlet is None:

@@ -253,7 +253,7 @@ def booster_classes(booster: Any) -> tuple[int, ...] | None:
 def booster_of(native: Any) -> tuple[Any, Any] | None:
     """The transformers and the booster to call in place of LightGBM's slower wrapper."""
     before, last = None, native
-    if is_a(native, "Pipeline") and hasattr(native, "steps"):
+    if is_a(native, "Pipeline") and isinstance(native.steps, list):
         before, last = (native[:-1] if len(native.steps) > 1 else None), native.steps[-1][1]
     if not type(last).__module__.startswith("lightgbm"):
         return None

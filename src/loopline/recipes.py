@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ NOT_PLAIN = object()
 def plain_value(value: Any) -> Any:
     """A setting as JSON can hold it, `NOT_PLAIN` where it cannot."""
     value = native(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return NOT_PLAIN
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -29,7 +32,7 @@ def plain_value(value: Any) -> Any:
 
 def settings_of(obj: Any) -> dict[str, Any]:
     """The parameters of an estimator, or the public attributes of any other object."""
-    if hasattr(obj, "_get_params"):
+    if has_method(obj, "learn_one"):
         return dict(obj._get_params())
     if has_method(obj, "get_params"):
         return dict(obj.get_params())

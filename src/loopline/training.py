@@ -21,8 +21,8 @@ from loopline import __version__, artifacts, gate, policy, scoring
 from loopline.artifacts import Keys
 from loopline.codecs import pack_table, unpack_table
 from loopline.contracts import BlobStore
-from loopline.errors import InvalidInput, WrongState
-from loopline.model import Adopted
+from loopline.errors import InvalidInput, ModelFailed, WrongState
+from loopline.model import Adopted, Answers
 from loopline.policy import Every
 from loopline.records import Cursor, Decision, Example, ModelRecord, Record, Row, Version
 from loopline.schema import Schema
@@ -31,6 +31,12 @@ Pair = tuple[Row, Any]
 Progress = Callable[[int, int, str], None]
 
 LIBRARIES = ("numpy", "pandas", "scikit-learn", "lightgbm", "xgboost", "river")
+WORDS = {
+    "log_loss": "log-loss",
+    "accuracy": "error rate",
+    "mse": "squared error",
+    "mae": "absolute error",
+}
 BLOCKS = 4
 BLOCK_ROWS = 25
 COMPARED = 20_000
@@ -75,30 +81,39 @@ def freeze(
 
     Returns:
         Its digest and number of rows.
+
+    Raises:
+        InvalidInput: an example has another number of values than the schema has fields.
     """
     names = [field["name"] for field in schema.get("fields", ())]
     if schema.get("open"):
         names = ["row"]
-    columns: list[list[Any]] = [[] for _ in range(len(names) + 2)]
+    columns: list[list[Any]] = [[] for _ in range(len(names) + 3)]
     for example in examples:
-        for column, value in zip(columns, (example.seq, *example.row, example.label), strict=True):
+        if len(example.row) != len(names):
+            raise InvalidInput(
+                f"example {example.seq} has {len(example.row)} values where the schema has "
+                f"{len(names)} fields: it was taken under another schema"
+            )
+        values = (example.seq, example.id, *example.row, example.label)
+        for column, value in zip(columns, values, strict=True):
             column.append(value)
-    packed = pack_table(["seq", *(f"row:{name}" for name in names), "label"], columns)
+    packed = pack_table(["seq", "id", *(f"row:{name}" for name in names), "label"], columns)
     return blobs.put(packed), len(columns[0])
 
 
-def _thaw(digest: str, blobs: BlobStore) -> tuple[list[int], list[Pair]]:
+def _thaw(digest: str, blobs: BlobStore) -> tuple[list[int], list[str | None], list[Pair]]:
     _, columns = unpack_table(blobs.get(digest))
-    seqs, *fields, labels = columns
+    seqs, ids, *fields, labels = columns
     rows = list(zip(*fields, strict=True)) if fields else [()] * len(labels)
-    return seqs, list(zip(rows, labels, strict=True))
+    return seqs, ids, list(zip(rows, labels, strict=True))
 
 
 def base_pairs(record: ModelRecord, blobs: BlobStore) -> list[Pair]:
     """The base data set as rows and labels; rows without a label are left out.
 
     Raises:
-        InvalidInput: the data set lacks a column that the schema has.
+        InvalidInput: the data set lacks a column that the schema has, or a number is none.
     """
     if record.dataset is None:
         return []
@@ -109,10 +124,9 @@ def base_pairs(record: ModelRecord, blobs: BlobStore) -> list[Pair]:
     if missing:
         raise InvalidInput(f"the data set has no column {', '.join(map(str, missing))}")
     schema = msgspec.convert(record.schema, Schema)
-    numbers = [field.kind == "number" for field in schema.fields]
     cells = [
-        [float(v) if is_number and v is not None else v for v in table[name]]
-        for name, is_number in zip(names, numbers, strict=True)
+        _floats(field.name, table[field.name]) if field.kind == "number" else table[field.name]
+        for field in schema.fields
     ]
     labels = table[str(record.target)]
     rows: list[Row] = list(zip(*cells, strict=True)) if cells else [()] * len(labels)
@@ -121,6 +135,13 @@ def base_pairs(record: ModelRecord, blobs: BlobStore) -> list[Pair]:
         for row, label in zip(rows, labels, strict=True)
         if label is not None
     ]
+
+
+def _floats(name: str, values: Sequence[Any]) -> list[float | None]:
+    try:
+        return [None if value is None else float(value) for value in values]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"column {name} of the data set has to hold numbers: {error}") from error
 
 
 def measure(fitted: Adopted, schema: Schema, task: str, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -182,7 +203,7 @@ class _Run:
         self._progress = progress
         self._recipe = artifacts.load(record.recipe, blobs, keys)
         self._base = base_pairs(record, blobs)
-        self._seqs, self._examples = _thaw(plan.examples, blobs)
+        self._seqs, self._ids, self._examples = _thaw(plan.examples, blobs)
         self._window()
         self.pairs = [*self._base, *self._examples]
         if not self.pairs:
@@ -197,8 +218,8 @@ class _Run:
         """A window keeps the newest examples; once it is full, the base data set is left out."""
         window = self.policy.window if self.policy else None
         if window is not None and len(self._examples) >= window:
-            self._seqs, self._examples = self._seqs[-window:], self._examples[-window:]
-            self._base = []
+            self._seqs, self._ids = self._seqs[-window:], self._ids[-window:]
+            self._base, self._examples = [], self._examples[-window:]
 
     def say(self, message: str) -> None:
         """Report the next step."""
@@ -219,15 +240,20 @@ class _Run:
         return measure(fitted, self.schema, self._plan.model.task, pairs)
 
     def holdout(self) -> dict[str, float]:
-        """Scores on rows a fit has not seen: the newest fifth, or a seeded fifth of base data."""
+        """Scores on rows a fit has not seen: the newest fifth, or a seeded fifth of all rows.
+
+        The order of a base data set means nothing (it may be sorted by class), so the newest
+        fifth is only taken where it consists of examples.
+        """
         self.say("measuring on held-out rows")
         if len(self.pairs) < HOLDOUT_ROWS:
             return {}
         pairs = list(self.pairs)
-        if not self._examples:
+        size = max(10, len(pairs) // 5)
+        if len(self._examples) < size:
             order = numpy.random.default_rng(0).permutation(len(pairs))
             pairs = [pairs[i] for i in order]
-        cut = len(pairs) - max(10, len(pairs) // 5)
+        cut = len(pairs) - size
         known, held = pairs[:cut], pairs[cut:]
         if self._one_class(known):
             return {}
@@ -263,21 +289,19 @@ class _Run:
         champion = self._plan.champion
         if champion is None or not self._blocks:
             return None
-        served = artifacts.load(champion.artifact, self._blobs, self._keys)
-        ours, theirs = [], []
-        for number, (start, stop) in enumerate(self._blocks, 1):
-            self.say(f"judging on block {number} of {len(self._blocks)}")
-            rows = self.pairs[start:stop]
-            ours.append(self._losses(self.fit(self.pairs[:start]), rows))
-            theirs.append(self._losses(served, rows))
+        try:
+            ours, theirs, metric = self._paired(champion)
+        except ModelFailed as error:
+            reason = f"candidate and champion could not be compared: {error.detail}"
+            return gate.Verdict(verdict=gate.UNSURE, reason=reason, evidence={})
         first, last = self._blocks[0][0] - len(self.pairs), self._blocks[-1][1] - len(self.pairs)
         seqs = self._seqs[first : last or None]
         verdict = gate.judge(
-            numpy.concatenate(ours),
-            numpy.concatenate(theirs),
+            ours,
+            theirs,
             self.policy or Every(),
-            self._metric(served),
-            seqs,
+            WORDS[metric],
+            [id or seq for id, seq in zip(self._ids[first : last or None], seqs, strict=True)],
         )
         more = {
             "blocks": len(self._blocks),
@@ -287,16 +311,39 @@ class _Run:
         }
         return msgspec.structs.replace(verdict, evidence={**verdict.evidence, **more})
 
-    def _metric(self, fitted: Adopted) -> str:
-        if self._plan.model.task != "classification":
-            return "squared error"
-        return "log-loss" if "predict_proba" in fitted.capabilities else "error rate"
+    def _paired(self, champion: Version) -> tuple[gate.Losses, gate.Losses, str]:
+        """The losses of recipe and champion on the same rows, both by the same metric."""
+        served = artifacts.load(champion.artifact, self._blobs, self._keys)
+        told: list[tuple[Adopted, Adopted, Sequence[Pair], Answers, Answers]] = []
+        for number, (start, stop) in enumerate(self._blocks, 1):
+            self.say(f"judging on block {number} of {len(self._blocks)}")
+            pairs = self.pairs[start:stop]
+            rows = [row for row, _ in pairs]
+            fitted = self.fit(self.pairs[:start])
+            mine, theirs = fitted.answer(self.schema, rows), served.answer(self.schema, rows)
+            told.append((fitted, served, pairs, mine, theirs))
+        likely = all(a.probabilities and b.probabilities for *_, a, b in told)
+        metric = self._metric(likely)
+        ours = [self._losses(fitted, pairs, a, metric) for fitted, _, pairs, a, _ in told]
+        others = [self._losses(served, pairs, b, metric) for _, served, pairs, _, b in told]
+        return numpy.concatenate(ours), numpy.concatenate(others), metric
 
-    def _losses(self, fitted: Adopted, pairs: Sequence[Pair]) -> gate.Losses:
-        answers = fitted.answer(self.schema, [row for row, _ in pairs])
+    def _metric(self, likely: bool) -> str:
+        """What both are judged by: as the policy says, else what both have answers for."""
+        if self.policy is not None and self.policy.metric is not None:
+            return self.policy.metric
+        if self._plan.model.task != "classification":
+            return "mse"
+        return "log_loss" if likely else "accuracy"
+
+    def _losses(
+        self, fitted: Adopted, pairs: Sequence[Pair], answers: Answers, metric: str
+    ) -> gate.Losses:
         labels = [label for _, label in pairs]
         task = self._plan.model.task
-        return scoring.losses(task, labels, answers.outputs, answers.probabilities, fitted.classes)
+        return scoring.losses(
+            task, labels, answers.outputs, answers.probabilities, fitted.classes, metric
+        )
 
     def _skew(self) -> list[str]:
         """What is odd about the new rows' values, for a person to look at."""
@@ -317,7 +364,8 @@ class _Run:
         if len(old) < HOLDOUT_ROWS or len(new) < HOLDOUT_ROWS:
             return None
         spread = float(numpy.std(numpy.asarray(old, dtype=float))) or 1.0
-        moved = abs(float(numpy.mean(new)) - float(numpy.mean(old))) / spread
+        means = [float(numpy.mean(numpy.asarray(part, dtype=float))) for part in (old, new)]
+        moved = abs(means[1] - means[0]) / spread
         return f"its mean moved by {moved:.1f} standard deviations" if moved > SHIFT else None
 
     def version(self, fitted: Adopted, metrics: dict[str, float]) -> Version:

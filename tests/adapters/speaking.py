@@ -23,7 +23,7 @@ from loopline.adapters.http import create
 from loopline.loop import Loop
 
 
-def moody(row: dict[str, Any]) -> Any:
+def moody(row: dict) -> object:
     """Answer a row's `say`; raise if it wants that, or sleep until the file it names is there."""
     if row.get("raise"):
         raise ZeroDivisionError("the secret of the moody model")

@@ -317,6 +317,6 @@ def test_reading_while_writing(file: Path) -> None:
         while not done.is_set():
             found = keys(list(reader.scan("m.a")))
             assert found == [str(number) for number in range(len(found))]
-            assert len(found) % 5 == 0 or len(found) > 1000
+            assert len(found) % 5 == 0
         thread.join()
         assert reader.count("m.a") == 1000

@@ -24,6 +24,8 @@ from loopline.cli.rows import batches, read_given, value_of
 from loopline.errors import InvalidInput, Unreadable
 
 Done = subprocess.CompletedProcess[str]
+pytestmark = pytest.mark.usefixtures("alone", "server")
+
 COMMANDS = sorted(cli.commands)
 
 

@@ -147,9 +147,12 @@ class LogInlet:
         before = os.umask(0o177)
         try:
             listener.bind(path)
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            raise
         finally:
             os.umask(before)
-        listener.listen(128)
         return listener, path
 
     def pump(self, timeout: float) -> int:
@@ -232,6 +235,7 @@ class LogInlet:
         if protocol != PROTOCOL or not hmac.compare_digest(key.encode(), self._key.encode()):
             raise Garbage("a wrong key, or another release")
         peer.welcome = True
+        peer.answer()
 
     def _retry(self) -> int:
         for peer in self._peers:
@@ -273,6 +277,8 @@ class LogInlet:
             peer.answer()
 
     def close(self) -> None:
+        if self._listener.fileno() < 0:
+            return
         self._selector.unregister(self._listener)
         self._listener.close()
         if isinstance(self.address, str):

@@ -36,7 +36,8 @@ from loopline.records import Event
 
 logger = logging.getLogger("loopline.log")
 
-_BACK_OFF = (0.01, 0.5)
+_BACK_OFF = (0.01, 0.1)
+_LEAST = 0.25
 _ANSWER = 5.0
 _FAREWELL = 5.0
 _ERRORS: dict[str, type[LooplineError]] = {
@@ -83,6 +84,8 @@ class LogClient(LogFile):
         self._offered = 0
         self._sock: socket.socket | None = None
         self._frames = Frames()
+        self._here = False
+        self._heard = 0.0
         self._away_since = 0.0
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -115,11 +118,12 @@ class LogClient(LogFile):
         """Send a request and wait for its result."""
         future: Future[Any] = Future()
         number = self._send(kind, encode(body), future)
-        limit = time.monotonic() + _ANSWER
+        began = time.monotonic()
         while True:
             now = time.monotonic()
-            away = self._sock is None
-            until = min(limit, self._away_since + self._patience) if away else limit
+            until = max(began, self._heard) + _ANSWER
+            if not self._here:
+                until = min(until, max(self._away_since + self._patience, began + _LEAST))
             if now >= until:
                 self._give_up(number, future)
             try:
@@ -154,6 +158,8 @@ class LogClient(LogFile):
             self._pending[self._number] = _Sent(data, future)
             if self._sock is not None:
                 self._push(data)
+            elif future is not None:
+                self._nudge()
             return self._number
 
     def _push(self, data: bytes) -> None:
@@ -218,15 +224,15 @@ class LogClient(LogFile):
     def _run(self) -> None:
         pause = _BACK_OFF[0]
         while not self._over():
-            if self._sock is not None:
+            if self._sock is not None and self._listen(self._sock):
                 pause = _BACK_OFF[0]
-                self._listen(self._sock)
-            else:
-                self._nap(pause)
-                pause = min(2 * pause, _BACK_OFF[1])
-                found = self._reach()
-                with self._lock:
-                    self._attach(found)
+            self._nap(pause)
+            pause = min(2 * pause, _BACK_OFF[1])
+            found = self._reach()
+            with self._lock:
+                self._attach(found)
+        if self._sock is not None:
+            self._sock.close()
 
     def _over(self) -> bool:
         with self._lock:
@@ -239,8 +245,8 @@ class LogClient(LogFile):
             if selector.select(pause):
                 self._wake[0].recv(4096)
 
-    def _listen(self, sock: socket.socket) -> None:
-        """Talk to one writer until it or this client goes."""
+    def _listen(self, sock: socket.socket) -> bool:
+        """Talk to one writer until it or this client goes; tell whether it ever answered."""
         assert self._wake is not None
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ)
@@ -249,9 +255,11 @@ class LogClient(LogFile):
                 while not self._over():
                     self._turn(sock, selector)
         with self._lock:
-            self._sock = None
-            self._away_since = time.monotonic()
+            answered, self._here, self._sock = self._here, False, None
+            if answered:
+                self._away_since = time.monotonic()
         sock.close()
+        return answered
 
     def _turn(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
         assert self._wake is not None
@@ -277,6 +285,7 @@ class LogClient(LogFile):
         """Let go of what is committed or refused, and tell those who wait."""
         told: list[tuple[Future[Any], Result]] = []
         with self._lock:
+            self._here, self._heard = True, time.monotonic()
             for result in results:
                 self._let_go(result.number, result, told)
             while self._pending and (number := next(iter(self._pending))) <= committed:
@@ -302,7 +311,7 @@ class LogClient(LogFile):
         with self._lock:
             already, self._closing = self._closing, True
             if self._thread is not None and not already:
-                patience = _FAREWELL if self._sock is not None else self._patience
+                patience = _FAREWELL if self._here else self._patience
                 self._drained.wait_for(lambda: not self._pending, patience)
                 if self._pending:
                     logger.error("%d frames found no writer and are lost", len(self._pending))

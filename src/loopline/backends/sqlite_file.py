@@ -27,7 +27,9 @@ try:
 except ImportError:
     import sqlite3
 
-SqlError: type[Exception] = sqlite3.Error
+driver: Any = sqlite3
+"""The SQLite driver: one per process, as two libraries would break each other's file locks."""
+SqlError: type[Exception] = driver.Error
 Row = tuple[str, float, bytes]
 """An event within its topic: key, time, value."""
 Rows = dict[str, list[Row]]
@@ -53,17 +55,17 @@ def translated() -> Iterator[None]:
     """Turn SQLite's errors into ours, by one table."""
     try:
         yield
-    except sqlite3.Error as error:
+    except SqlError as error:
         said = str(error)
         for words, kind, sentence in _EDGE:
             if words in said.lower():
-                raise kind(f"{sentence} ({said})", retry_after=1.0) from error
+                raise kind(f"{sentence} ({said})") from error
         raise Unavailable(f"The log's file cannot be used: {said}") from error
 
 
 def connect(where: str, uri: bool = False) -> Any:
     """Connect to a file; transactions begin and end only by statements."""
-    return sqlite3.connect(
+    return driver.connect(
         where, uri=uri, timeout=5.0, isolation_level=None, check_same_thread=False
     )
 
@@ -162,7 +164,7 @@ class LogFile:
                     return []
                 text = statement.format(table=f"t{self._topics[topic]}")
                 return list(connection.execute(text, values).fetchall())
-            except sqlite3.OperationalError as error:
+            except driver.OperationalError as error:
                 # The writer makes all tables in its first transaction, which may be yet to come.
                 if "no such table" in str(error):
                     return []

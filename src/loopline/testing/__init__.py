@@ -5,9 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"BlobSuite": "blobs", "StoreSuite": "store", "check_model": "checks"}
+_HOMES = {
+    "BlobSuite": "blobs",
+    "DurableLogSuite": "log",
+    "LogSuite": "log",
+    "StoreSuite": "store",
+    "check_model": "checks",
+}
 
-__all__ = ["BlobSuite", "StoreSuite", "check_model"]
+__all__ = ["BlobSuite", "DurableLogSuite", "LogSuite", "StoreSuite", "check_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -215,6 +215,7 @@ class Follower:
 def build(settings: Settings, parts: Parts) -> tuple[Loop, Registry]:
     """Put a loop together from opened backends."""
     metrics = Metrics()
+    metrics.watch_collector()
     keys = Keys(_key_file(settings))
     serving = Serving(parts.store, parts.log, parts.blobs, keys, settings, metrics)
     registry = Registry(parts.store, parts.blobs, keys, parts.doorbell.ring)
@@ -229,7 +230,29 @@ def build(settings: Settings, parts: Parts) -> tuple[Loop, Registry]:
         access=Access(parts.store, settings.token_required),
         metrics=metrics,
     )
+    _sample(metrics, loop)
     return loop, registry
+
+
+def _sample(metrics: Metrics, loop: Loop) -> None:
+    """Numbers that are looked up when somebody asks for them."""
+    metrics.sample(
+        "loopline_model_info",
+        lambda: {
+            (service.record.name, str(service.aliases.champion)): 1.0
+            for service in loop.serving.services()
+            if service.aliases.champion is not None
+        },
+    )
+    metrics.sample(
+        "loopline_jobs",
+        lambda: {
+            (state,): float(count)
+            for state, count in loop.store.job_figures().items()
+            if state != "oldest"
+        },
+    )
+    metrics.sample("loopline_log_buffer_bytes", lambda: {(): float(loop.log.buffered)})
 
 
 def _key_file(settings: Settings) -> Path:

@@ -36,7 +36,7 @@ from loopline.records import (
 )
 
 
-class Batch(Record):
+class Batch(Record, frozen=True, kw_only=True):
     """Events that one consumer polled, and the position behind them."""
 
     events: tuple[Event, ...]
@@ -90,6 +90,11 @@ class EventLog(Protocol):
 
     Topics are named `{model}.predictions`, `{model}.outcomes`, `{model}.examples`.
     """
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were offered and are not committed yet."""
+        ...
 
     def append(self, events: Sequence[Event]) -> None:
         """Append and wait until it is durable: all of them, or none.
@@ -145,7 +150,15 @@ class EventLog(Protocol):
 
 
 class Inlet(Protocol):
-    """The writer's end of an event log that other processes hand their events to."""
+    """The writer's end of an event log that other processes hand their events to.
+
+    `address` says where it listens, in whatever form its clients understand; it is JSON-able.
+    """
+
+    @property
+    def address(self) -> Any:
+        """Where it listens."""
+        ...
 
     def pump(self, timeout: float) -> int:
         """Wait up to `timeout` seconds for work, take what is there, commit and acknowledge it.

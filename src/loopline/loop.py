@@ -149,6 +149,7 @@ class Loop(Readings):
             for (row, label), key in zip(pairs, new_ids(len(pairs)), strict=True)
         ]
         passed = len(self._durably(events)) == len(events)
+        self.metrics.add("loopline_learned_rows_total", len(events), (model,))
         rows, summary = self._data_set(record) if passed else (None, None)
         return {"accepted": len(events), "rows": rows, "summary": summary}
 
@@ -186,6 +187,7 @@ class Loop(Readings):
         job = self.store.submit(
             Job(id=new_id(), kind="train", model=model, payload=payload, reason=reason)
         )
+        self.metrics.add("loopline_trainings_total", 1.0, (model,))
         self.doorbell.ring()
         return self._await_job(job.id, wait) if wait else job
 

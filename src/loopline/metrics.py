@@ -71,17 +71,11 @@ FAMILIES: dict[str, Family] = {
     "loopline_log_buffer_bytes": Family(
         "gauge", "Bytes handed to the log that it has not acknowledged."
     ),
-    "loopline_log_dropped_total": Family(
-        "counter", "Prediction rows that could not be logged.", ("model",)
-    ),
     "loopline_outcomes_total": Family(
         "counter", "Outcomes taken, by what became of them.", ("model", "result")
     ),
     "loopline_learned_rows_total": Family("counter", "Rows taken by learn.", ("model",)),
-    "loopline_retrains_total": Family("counter", "Training jobs submitted.", ("model", "trigger")),
-    "loopline_gate_decisions_total": Family(
-        "counter", "Decisions made by hand or by a gate.", ("model", "verdict")
-    ),
+    "loopline_trainings_total": Family("counter", "Trainings asked for by hand.", ("model",)),
     "loopline_swap_duration_seconds": Family(
         "histogram", "Time to load a version beside the old one and swap.", ("model",), SECONDS
     ),

@@ -61,7 +61,8 @@ def wants_frame(estimator: Any) -> bool:
 
 def picked(estimator: Any) -> tuple[str, ...] | None:
     """The columns that the first transformer picks by name, where it drops the others."""
-    first = estimator.steps[0][1] if is_a(estimator, "Pipeline") else estimator
+    steps = getattr(estimator, "steps", None)
+    first = steps[0][1] if isinstance(steps, list) and steps else estimator
     if not is_a(first, "ColumnTransformer") or first.remainder != "drop":
         return None
     chosen = [columns for _, _, columns in first.transformers]
@@ -320,7 +321,7 @@ def row_caller(native: Any, kind: str) -> Callable[[dict[str, Any]], Any]:
         return lambda row: native(read(row))
     if kind == "mlmodel":
         hint = hint_of(native.predict)
-        if hint is None and hasattr(native.input_schema, "model_validate"):
+        if hint in (None, Any) and hasattr(native.input_schema, "model_validate"):
             hint = native.input_schema
         read = record_reader(hint)
         return lambda row: native.predict(read(row))
@@ -353,7 +354,8 @@ def plain_answer(said: Any) -> Any:
     if hasattr(said, "model_dump"):
         said = said.model_dump()
     elif is_dataclass(said) or isinstance(said, msgspec.Struct):
-        said = msgspec.to_builtins(said)
+        names = getattr(said, "__struct_fields__", None) or vars(said)
+        said = {name: getattr(said, name) for name in names}
     if not isinstance(said, Mapping):
         return native(said)
     plain = {str(name): native(value) for name, value in said.items()}

@@ -76,7 +76,9 @@ class Readings:
         rule = policy.read(record.policy) if record.policy else None
         maturity = rule.maturity if rule else None
         served = self._served(record)
-        return scoring.summary(self.store.tallies(model), served, record.task, maturity, self.store.now())
+        return scoring.summary(
+            self.store.tallies(model), served, record.task, maturity, self.store.now()
+        )
 
     def _served(self, record: ModelRecord) -> dict[tuple[int, int], int]:
         """Predictions made by version and hour; hours that are over are counted once."""
@@ -84,7 +86,8 @@ class Readings:
         since, counted = self._counted.get(record.name, (record.created, {}))
         if since < record.created:
             since, counted = record.created, {}
-        counted, fresh = dict(counted), {}
+        counted = dict(counted)
+        fresh: dict[tuple[int, int], int] = {}
         for event in self.log.scan(predictions_topic(record.name), since):
             prediction = read_prediction(record.name, event)
             key = (prediction.version, scoring.cohort(event.at))

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loopline.errors import FieldError, InvalidInput, LooplineError, MissingExtra
@@ -56,7 +56,9 @@ def estimator(path: str, parameters: Mapping[str, Any] | None = None) -> Any:
         raise _unusable(path, "is not a class with `predict`")
     if not has_method(made, "predict", "predict_one"):
         raise _unusable(path, "has no `predict`")
-    check_names(accepted_by(made), parameters or {})
+    accepted = accepted_by(made)
+    if accepted is not None:
+        check_names(accepted, parameters or {}, arguments_of(made).keys() - {"**"})
     try:
         return made(**(parameters or {}))
     except LooplineError:
@@ -106,17 +108,19 @@ def accepted_by(kind: type) -> set[str] | None:
 def check_parameters(obj: Any, given: Mapping[str, Any]) -> None:
     """Refuse parameters that a model does not have."""
     accepted = accepted_by(type(obj))
-    check_names(None if accepted is None else {*settings_of(obj), *accepted}, given)
+    if accepted is not None:
+        settings = settings_of(obj)
+        check_names({*settings, *accepted}, given, settings or accepted)
 
 
-def check_names(known: set[str] | None, given: Mapping[str, Any]) -> None:
+def check_names(known: Iterable[str], given: Iterable[str], shown: Iterable[str]) -> None:
     """Refuse parameters that are not among the known ones.
 
     Raises:
-        InvalidInput: names every unknown one, and lists those that there are.
+        InvalidInput: names every unknown one, and lists those to be `shown`.
     """
-    unknown = [] if known is None else [name for name in given if name not in known]
+    unknown = [name for name in given if name not in known]
     if unknown:
-        told = f"is not a parameter; there are {listing(sorted(known or ()), 60)}"
+        told = f"is not a parameter; there are {listing(sorted(shown), 60)}"
         fields = [FieldError(f"/parameters/{name}", f"{name!r} {told}") for name in unknown]
         raise InvalidInput(fields[0].detail, fields=fields)

@@ -26,13 +26,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- facts
 
 
-class Cursor(Record):
+class Cursor(Record, frozen=True, kw_only=True):
     """An opaque position in the event log; only the log that made it can compare it."""
 
     token: str
 
 
-class Event(Record):
+class Event(Record, frozen=True, kw_only=True):
     """One fact on its way into the event log, or read back from it.
 
     `key` is unique per topic: appending the same key twice keeps the first.
@@ -46,7 +46,7 @@ class Event(Record):
     cursor: Cursor | None = None
 
 
-class Prediction(Record):
+class Prediction(Record, frozen=True, kw_only=True):
     """One row answered.
 
     `output` is the answer: a class label or a number. `probabilities` are in the order of the
@@ -75,7 +75,7 @@ class OutcomeStatus(StrEnum):
     ACCEPTED = "accepted"  # durable, but the join had not reached it in time to say more
 
 
-class Outcome(Record):
+class Outcome(Record, frozen=True, kw_only=True):
     """The truth for one prediction id. `at` is when it became true, `arrival` when we heard."""
 
     id: str
@@ -84,7 +84,7 @@ class Outcome(Record):
     arrival: float
 
 
-class Example(Record):
+class Example(Record, frozen=True, kw_only=True):
     """A labelled row: a matured prediction with its outcome, or a row handed to `learn`.
 
     `seq` is gapless per model, from 1. `matched` is the running number among those that count
@@ -111,7 +111,7 @@ class Example(Record):
 # ---------------------------------------------------------------- models and versions
 
 
-class ModelRecord(Record):
+class ModelRecord(Record, frozen=True, kw_only=True):
     """What the store knows of a model: everything needed to serve and to train it.
 
     `schema`, `policy` and `options` are the encoded (plain JSON-able) forms of their records.
@@ -134,7 +134,7 @@ class ModelRecord(Record):
     revision: int = 0
 
 
-class Artifact(Record):
+class Artifact(Record, frozen=True, kw_only=True):
     """Where a model's bytes are (fitted, or a recipe), in which numbered format, signed by us."""
 
     digest: str
@@ -143,7 +143,7 @@ class Artifact(Record):
     signature: str
 
 
-class Version(Record):
+class Version(Record, frozen=True, kw_only=True):
     """Immutable fitted parameters with their lineage.
 
     `upto` is the `seq` of the last example it was trained on, and `cursor` the log position that
@@ -169,7 +169,7 @@ class Version(Record):
     source: str = "train"  # train | given
 
 
-class Dataset(Record):
+class Dataset(Record, frozen=True, kw_only=True):
     """A content-addressed table in the blob store; `columns` in file order."""
 
     digest: str
@@ -180,7 +180,7 @@ class Dataset(Record):
     name: str = ""
 
 
-class Aliases(Record):
+class Aliases(Record, frozen=True, kw_only=True):
     """Which version answers, shadows, is gone back to; `epoch` grows with each move."""
 
     champion: int | None = None
@@ -189,7 +189,7 @@ class Aliases(Record):
     epoch: int = 0
 
 
-class Decision(Record):
+class Decision(Record, frozen=True, kw_only=True):
     """The record of a verdict and its evidence. `number` is 0 until the store assigns one."""
 
     model: str
@@ -205,7 +205,7 @@ class Decision(Record):
     job: str | None = None
 
 
-class Epoch(Record):
+class Epoch(Record, frozen=True, kw_only=True):
     """Trigger number `k` of a model: its training set ends at example `upto`."""
 
     model: str
@@ -219,7 +219,7 @@ class Epoch(Record):
 # ---------------------------------------------------------------- the join's books
 
 
-class OutcomeState(Record):
+class OutcomeState(Record, frozen=True, kw_only=True):
     """The latest revision the join holds for one prediction id."""
 
     model: str
@@ -232,7 +232,7 @@ class OutcomeState(Record):
     seq: int | None = None  # the example it became
 
 
-class Moments(Record):
+class Moments(Record, frozen=True, kw_only=True):
     """Running moments of one numeric column (Welford 1962): mean and sum of squared deviations."""
 
     count: int = 0
@@ -242,7 +242,7 @@ class Moments(Record):
     maximum: float | None = None
 
 
-class Tally(Record):
+class Tally(Record, frozen=True, kw_only=True):
     """Additive score sums of one version over one cohort (an hour of prediction time).
 
     For classification: n, correct, log_loss (sum), scored (rows with probabilities).
@@ -254,7 +254,7 @@ class Tally(Record):
     sums: dict[str, float]
 
 
-class Books(Record):
+class Books(Record, frozen=True, kw_only=True):
     """The join's per-model state: counters, column moments, score tallies touched by a batch."""
 
     model: str
@@ -264,7 +264,7 @@ class Books(Record):
     moments: dict[str, Moments] = msgspec.field(default_factory=dict)
 
 
-class JoinDelta(Record):
+class JoinDelta(Record, frozen=True, kw_only=True):
     """Everything one batch of the join changes, applied in one store transaction or not at all.
 
     `expected` is the position the delta was computed from; the store refuses it when the stored
@@ -296,7 +296,7 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Job(Record):
+class Job(Record, frozen=True, kw_only=True):
     """Anything asynchronous. `attempt` is the fence: writes with another number are refused.
 
     `failures` counts the job's own faults, `losses` the machine's (an expired lease).
@@ -328,7 +328,7 @@ class Job(Record):
     tags: tuple[str, ...] = ()
 
 
-class JobEvent(Record):
+class JobEvent(Record, frozen=True, kw_only=True):
     """One line of a job's story, in the order of `seq`, for live followers."""
 
     seq: int
@@ -338,7 +338,7 @@ class JobEvent(Record):
     data: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class WorkerRecord(Record):
+class WorkerRecord(Record, frozen=True, kw_only=True):
     """A process that leases jobs, as last heard of."""
 
     id: str
@@ -350,7 +350,7 @@ class WorkerRecord(Record):
     job: str | None = None
 
 
-class Effects(Record):
+class Effects(Record, frozen=True, kw_only=True):
     """What finishing a job changes beside the job itself, in the same transaction.
 
     The store numbers the version, fills that number into the decision (where its `candidate` is
@@ -363,7 +363,7 @@ class Effects(Record):
     champion: int | None = None
 
 
-class Token(Record):
+class Token(Record, frozen=True, kw_only=True):
     """An access token: only its SHA-256 is stored."""
 
     name: str

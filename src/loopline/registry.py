@@ -21,7 +21,8 @@ from loopline.artifacts import Keys
 from loopline.codecs import pack_table, read_table
 from loopline.contracts import BlobStore, Store
 from loopline.errors import FieldError, InvalidInput, LooplineError
-from loopline.model import Adopted, adopt, estimator
+from loopline.model import Adopted, adopt
+from loopline.recipes import estimator
 from loopline.records import (
     Artifact,
     Dataset,

@@ -224,8 +224,12 @@ class Serving:
             service.champion = None
             return
         try:
+            began, before = time.perf_counter(), service.champion
             service.champion = self._load(service, number)
             service.trouble = None
+            if service.champion is not before:
+                seconds = time.perf_counter() - began
+                self._metrics.observe("loopline_swap_duration_seconds", seconds, (record.name,))
         except LooplineError as error:
             logger.error("%s version %d was not loaded: %s", record.name, number, error)
             if service.champion is None:
@@ -461,7 +465,7 @@ class Serving:
             self._fill(loaded, asks, rows, spans, answers)
         seconds = time.perf_counter() - began
         final = [answer for answer in answers if answer is not None]
-        self._count(loaded, final, len(rows), seconds)
+        self._count(loaded, final, rows, seconds)
         return final
 
     def _parse(self, loaded: Loaded, ask: Ask, now: float) -> tuple[list[Row], bool]:
@@ -552,10 +556,13 @@ class Serving:
         else:
             self._log.offer(events)
 
-    def _count(self, loaded: Loaded, answers: list[Answer], rows: int, seconds: float) -> None:
+    def _count(
+        self, loaded: Loaded, answers: list[Answer], rows: list[Row], seconds: float
+    ) -> None:
         name, version = loaded.record.name, loaded.version.number
         failed = [answer.code for answer in answers if isinstance(answer, LooplineError)]
-        self._metrics.batch(name, version, len(answers), rows, seconds, failed)
+        self._metrics.batch(name, version, len(answers), len(rows), seconds, failed)
+        self._metrics.unseen(name, loaded.schema.unseen(rows))
 
     def close(self) -> None:
         """Let the thread finish what it began."""

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -395,8 +396,8 @@ def _register(order: Order, registry: Any) -> Callable[[], None]:
         for definition in load_app(order.target).definitions.values():
             registry.register(definition)
     for text in order.files:
-        name, _, path = text.partition("=")
-        adopted = load_file(Path(path), trust=order.settings.trust)
+        name, _, file = text.partition("=")
+        adopted = load_file(Path(file), trust=order.settings.trust)
         registry.register(Definition(name=name, model=adopted, source="cli"))
     if order.config is None:
         return lambda: None
@@ -445,7 +446,7 @@ def _serve_http(order: Order, loop: Any, parent: _Parent) -> None:
             server.should_exit = True
 
         running.add_signal_handler(signal.SIGTERM, leave)
-        parent.watch(lambda: running.call_soon_threadsafe(leave))
+        parent.watch(partial(_from_thread, running, leave))
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
@@ -458,6 +459,10 @@ def _serve_http(order: Order, loop: Any, parent: _Parent) -> None:
         uvloop.run(main())
     else:
         asyncio.run(main())
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
+    loop.call_soon_threadsafe(act)
 
 
 def main() -> None:

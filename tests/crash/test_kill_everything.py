@@ -10,12 +10,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.servers import Server
 
 from loopline.backends.sqlite import SqliteLog
 from loopline.backends.store import SqlStore
 from loopline.errors import LooplineError
 from loopline.records import JobState
-from tests.servers import Server
 
 ROUNDS = 24
 EVERY = 40
@@ -25,7 +25,8 @@ from loopline import Every, Loopline
 from sklearn.linear_model import LinearRegression
 
 def rows():
-    return pandas.DataFrame({{"x": [float(n) for n in range(30)], "y": [2.0 * n for n in range(30)]}})
+    xs = [float(n) for n in range(30)]
+    return pandas.DataFrame({{"x": xs, "y": [2 * x for x in xs]}})
 
 app = Loopline()
 app.add("line", LinearRegression(), data=rows, target="y",

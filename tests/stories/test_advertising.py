@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from tests.servers import Server
 
 Serve = Callable[..., Server]
@@ -48,7 +47,7 @@ def test_the_fitted_figures_are_those_of_the_original(serve: Serve, app: str) ->
     assert answer["prediction"] == near(9.409425570778684)
     assert (answer["model"], answer["version"]) == ("sales", 1)
     many = server.post("/v1/models/sales/predict", {"TV": [50, 100]})
-    assert [p["prediction"] for p in many["predictions"]][0] == near(9.409425570778684)
+    assert many["predictions"][0]["prediction"] == near(9.409425570778684)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from tests.servers import Server
 
 Serve = Callable[..., Server]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -107,9 +108,13 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 
 def finish_first(client: Client) -> None:
-    """Wait for the trainings that registering began."""
+    """Wait for the trainings that registering began, and until what they made is served."""
     for job in client.jobs()["jobs"]:
         assert client.job(job["job"], wait=60.0)["state"] == "done"
+    deadline = time.monotonic() + 10.0
+    while not client.ready()["ready"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # The verbs, on both sides.
@@ -263,6 +268,7 @@ def test_failed_job_has_its_error(client: Client) -> None:
 def test_predictions_are_read_back(client: Client) -> None:
     """All that were logged, in order, within a span of time."""
     ids = [each.id for each in client.predict("shout", [{"word": "a"}, {"word": "b"}])]
+    client.outcome("shout", ids[0], "A")  # This waits until the predictions are in the log.
     found = list(client.predictions("shout"))
     assert [each["id"] for each in found][-2:] == ids
     assert found[-1]["prediction"] == "B"

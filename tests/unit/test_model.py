@@ -50,8 +50,8 @@ def classes(*labels: Any) -> Schema:
 
 
 def points() -> list[tuple[float, float]]:
-    """Rows on a line."""
-    return [(float(i), float(ROWS - i)) for i in range(ROWS)]
+    """Rows whose first field grows."""
+    return [(float(i), float(i * 7 % 11)) for i in range(ROWS)]
 
 
 def labels_of(*labels: Any) -> list[Any]:
@@ -226,11 +226,9 @@ class TestSeeing:
         assert adopted.report() == {"html": "<p>fine</p>", "json": {}}
         assert adopted.description == "Mine."
 
-    @pytest.mark.parametrize("obj", [object(), StandardScaler(), 3, "model", print, dict])
+    @pytest.mark.parametrize("obj", [object(), StandardScaler(), 3, "model", dict])
     def test_what_cannot_predict_is_refused(self, obj: Any) -> None:
         """The error says what is missing and what would do."""
-        if obj is print:
-            return
         with pytest.raises(InvalidInput, match=r"'thing' cannot be adopted.*predict"):
             adopt(obj, name="thing")
 
@@ -307,7 +305,7 @@ class TestHanding:
         ],
     )
     def test_plain_classes(self, inputs: str | None, numeric: bool, kind: type) -> None:
-        """Numbers come as an array and anything else as a frame, unless the class says otherwise."""
+        """Numbers come as an array and anything else as a frame, unless it says otherwise."""
         schema, rows = NUMERIC, points()
         if not numeric:
             schema = Schema(
@@ -327,8 +325,8 @@ class TestHanding:
         picks = ColumnTransformer([("n", StandardScaler(), ["b"])])
         adopted = adopt(make_pipeline(picks, LinearRegression()))
         assert adopted.fields(NUMERIC) == ("b",)
-        fitted = adopted.fit(NUMERIC, points(), [a for a, _ in points()])
-        assert fitted.answer(NUMERIC, [(99.0, 10.0)]).outputs[0] == pytest.approx(ROWS - 10)
+        fitted = adopted.fit(NUMERIC, points(), [b for _, b in points()])
+        assert fitted.answer(NUMERIC, [(99.0, 10.0)]).outputs[0] == pytest.approx(10.0)
 
     @pytest.mark.parametrize("wrap", [lambda e: e, lambda e: make_pipeline(StandardScaler(), e)])
     @pytest.mark.parametrize("stored", [False, True])
@@ -476,7 +474,9 @@ class TestAnswers:
             assert np.array_equal(answers.probabilities, native.fit(X, given).predict_proba(X))
             assert answers.outputs == native.predict(X).tolist()
             behind = adopt(make_pipeline(StandardScaler(), native)).fit(schema, points(), given)
-            assert behind.answer(schema, points()).outputs == answers.outputs
+            wrapper = make_pipeline(StandardScaler().set_output(transform="pandas"), native)
+            expected = wrapper.fit(X, given).predict(X).tolist()
+            assert behind.answer(schema, points()).outputs == expected
 
     def test_a_bare_booster(self) -> None:
         """A booster without its estimator answers with numbered classes, or with numbers."""
@@ -536,7 +536,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize(
         "error",
-        [ValueError("bad luck"), KeyError("x"), RecursionError("deep"), MemoryError("full")],
+        [ValueError("bad luck"), KeyError("x"), RecursionError("deep"), MemoryError()],
     )
     def test_exceptions_keep_type_and_message(self, error: Exception) -> None:
         """Whatever a model raises arrives as `model-failed` with its own words, and its cause."""
@@ -603,7 +603,7 @@ class TestFitting:
         [
             (LogisticRegression(), {"C": 2.0}),
             (make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__C": 2.0}),
-            (lightgbm.LGBMClassifier(n_estimators=3, verbose=-1), {"max_bin": 50}),
+            (lightgbm.LGBMClassifier(n_estimators=3, verbose=-1), {"num_leaves": 5, "max_bin": 50}),
             (linear_model.LogisticRegression(), {"l2": 0.5}),
             (Polynomial(1), {"degree": 2}),
             (Recorder(), {"inputs": "rows"}),
@@ -638,7 +638,7 @@ class TestFitting:
 
     def test_a_failing_fit(self) -> None:
         """What a fit raises is the model's failure, in its own words."""
-        with pytest.raises(ModelFailed, match="ValueError: .*one class"):
+        with pytest.raises(ModelFailed, match=r"ValueError: .*one class"):
             adopt(LogisticRegression()).fit(classes("a", "b"), points(), ["a"] * ROWS)
 
     def test_nothing_to_fit(self) -> None:
@@ -685,7 +685,7 @@ class TestRiver:
         schema = classes(*labels)
         native = compose.Pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
         model = adopt(native).fit(schema, points() * 3, labels_of(*labels) * 3)
-        answers = model.answer(schema, [(0.0, 80.0), (80.0, 0.0)])
+        answers = model.answer(schema, [(0.0, 5.0), (80.0, 5.0)])
         assert answers.outputs == list(labels)
         assert [type(each) for each in answers.outputs] == [type(each) for each in labels]
         assert answers.probabilities is not None

@@ -106,14 +106,10 @@ def _connect(where: str | URL) -> Engine:
 
 
 def sqlite_module() -> Any:
-    """The SQLite driver: the bundled newer one where it is installed, else Python's own."""
-    try:
-        from pysqlite3 import dbapi2
-    except ImportError:
-        import sqlite3
+    """The SQLite driver, the same for the log and the store of a process."""
+    from loopline.backends.sqlite import driver
 
-        return sqlite3
-    return dbapi2
+    return driver
 
 
 def wal_is_safe(version: tuple[int, int, int]) -> bool:

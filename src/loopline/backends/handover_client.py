@@ -91,6 +91,10 @@ class LogClient(LogFile):
         self._closing = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
 
+    @property
+    def buffered(self) -> int:
+        return self._offered
+
     def offer(self, events: Sequence[Event]) -> None:
         if events:
             self._send(Kind.OFFER, encode(rows_of(events)), None)

@@ -113,6 +113,10 @@ class MemoryLog:
     def _topic(self, name: str) -> _Topic:
         return self._topics.setdefault(name, _Topic(name))
 
+    @property
+    def buffered(self) -> int:
+        return 0
+
     def append(self, events: Sequence[Event]) -> None:
         try:
             "".join(event.topic + event.key for event in events).encode()

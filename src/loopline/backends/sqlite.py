@@ -332,6 +332,10 @@ class SqliteLog(LogFile):
                 self._queue.extendleft(reversed(offers))
                 self._waiting += sum(work.size for work in offers)
 
+    @property
+    def buffered(self) -> int:
+        return self._waiting
+
     def append(self, events: Sequence[Event]) -> None:
         if events:
             self._do(Work(rows_of(events)))

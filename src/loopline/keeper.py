@@ -71,9 +71,9 @@ class Keeper:
         self._stop.set()
         self._doorbell.ring()
 
-    def run(self, parent_alive: Callable[[], bool] = lambda: True) -> None:
-        """Tick until `stop` is called or the parent is gone."""
-        while not self._stop.is_set() and parent_alive():
+    def run(self) -> None:
+        """Tick until `stop` is called."""
+        while not self._stop.is_set():
             try:
                 self.turn()
             except Unavailable as error:

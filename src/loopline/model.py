@@ -147,15 +147,20 @@ class Adopted:
         for name, value in (state or {}).items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
         self._form = form_of(native, kind)
-        self._split = booster_of(native) if self.fitted else None
         self._call_row = row_caller(native, kind)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Find the shortest way to an answer."""
+        self._last = self.native.steps[-1][1] if self.wrapped else self.native
+        ready = self.wrapped and self.fitted
+        self._features = features.quick(self.native) if ready else None
+        self._split = booster_of(self._last) if self.fitted else None
 
     def state(self) -> dict[str, Any]:
         """What has to be stored beside the native model, as plain data."""
         names = "task fitted classes columns argmax coded wrapped note maker".split()
         return {name: getattr(self, name) for name in names}
-
-    # What it is.
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -262,7 +267,7 @@ class Adopted:
         """The settings of the model by name, as far as they are plain values."""
         if self.maker is not None:
             return dict(self.maker["parameters"])
-        plain = ((name, plain_value(value)) for name, value in settings_of(self._inner()).items())
+        plain = ((name, plain_value(value)) for name, value in settings_of(self._last).items())
         return {name: value for name, value in plain if value is not NOT_PLAIN}
 
     def report(self) -> dict[str, Any] | None:
@@ -280,8 +285,6 @@ class Adopted:
         found = task_of(recipe.native, recipe.kind)
         recipe.task = self.task if found == "other" else found
         return recipe
-
-    # Fitting.
 
     def fit(
         self,
@@ -330,7 +333,7 @@ class Adopted:
         if fitted is not None and has_method(fitted, "predict"):
             self.native = fitted
         self.fitted = True
-        self._split = booster_of(self.native)
+        self._prepare()
         if self.kind in BUILT_IN:
             self.columns = tuple(self.native.columns_)
         if self.task == "classification":
@@ -373,7 +376,7 @@ class Adopted:
         """An unfitted copy of the native model with these parameters."""
         if self.maker is not None:
             return estimator(self.maker["path"], {**self.maker["parameters"], **parameters})
-        inner = self._inner()
+        inner = self._last
         if self.kind == "river":
             check_parameters(inner, parameters)
             with _failing():
@@ -395,9 +398,6 @@ class Adopted:
                 for name, value in parameters.items():
                     setattr(made, name, value)
         return made
-
-    def _inner(self) -> Any:
-        return self.native.steps[-1][1] if self.wrapped else self.native
 
     def _needs_features(self, schema: Schema) -> bool:
         """Whether this is an estimator that could not read the schema's fields by itself."""
@@ -457,8 +457,6 @@ class Adopted:
             said = plain_list(self.native.predict(X))
         return said == self._named(probabilities.argmax(axis=1).tolist())
 
-    # Answering.
-
     def answer(self, schema: Schema, rows: Sequence[Row]) -> Answers:
         """Answer n rows, with one call of the native model wherever it takes many.
 
@@ -484,16 +482,16 @@ class Adopted:
     def _call(self, X: Any) -> Answers:
         if self._split is not None:
             return self._boosted(X)
-        if self.task == "classification" and has_method(self.native, "predict_proba"):
-            found = as_matrix(self.native.predict_proba(X), len(self.classes or ()))
+        if self.task == "classification" and has_method(self._last, "predict_proba"):
+            found = as_matrix(self._last.predict_proba(X), len(self.classes or ()))
             if found is not None:
                 chances = list(map(tuple, found.tolist()))
                 if self.argmax:
                     return Answers(
                         outputs=self._named(found.argmax(axis=1).tolist()), probabilities=chances
                     )
-                return Answers(outputs=self._said(self.native.predict(X)), probabilities=chances)
-        return Answers(outputs=self._said(self.native.predict(X)))
+                return Answers(outputs=self._said(self._last.predict(X)), probabilities=chances)
+        return Answers(outputs=self._said(self._last.predict(X)))
 
     def _boosted(self, X: Any) -> Answers:
         import numpy as np
@@ -546,6 +544,8 @@ class Adopted:
             return self._dicts(schema, rows)
         if not fitting and not schema.open:
             self._check_columns(schema)
+        if self._features is not None:
+            return self._features(schema, rows)
         numeric = schema.numeric and not (fitting and self.kind in BUILT_IN)
         if numeric and self._form is None:
             array = schema.array(rows)
@@ -622,7 +622,7 @@ def restore(native: Any, kind: str, state: Mapping[str, Any]) -> Adopted:
 def _describe_fit(adopted: Adopted) -> None:
     """Read classes, columns and the way to answer off a model that came fitted."""
     obj = adopted.native
-    adopted._split = booster_of(obj)
+    adopted._prepare()
     booster = is_a(obj, "Booster")
     names = obj.feature_name() if booster else getattr(obj, "feature_names_in_", None)
     names = getattr(obj, "columns_", names) if adopted.kind in BUILT_IN else names

@@ -283,6 +283,16 @@ def booster_from(text: str) -> Any:
     return lightgbm.Booster(model_str=text)
 
 
+def lightgbm_names() -> set[str] | None:
+    """Every parameter that LightGBM knows under any name, None where it does not say."""
+    from lightgbm import basic
+
+    if not hasattr(basic, "_ConfigAliases"):
+        return None
+    aliases = basic._ConfigAliases._get_all_param_aliases()
+    return {*aliases, *(name for group in aliases.values() for name in group)}
+
+
 def numbered_columns(native: Any) -> tuple[str, ...]:
     """Names for the columns of a model that was fitted without any: x1, x2 and so on."""
     count = getattr(native, "n_features_in_", None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from loopline.errors import FieldError, InvalidInput, LooplineError, MissingExtra
 from loopline.fields import listing, native
-from loopline.natives import arguments_of, attributes_of, has_method
+from loopline.natives import arguments_of, attributes_of, has_method, lightgbm_names
 
 EXTRAS = ("lightgbm", "xgboost", "river", "statsmodels")
 NOT_PLAIN = object()
@@ -97,12 +97,8 @@ def accepted_by(kind: type) -> set[str] | None:
         return names
     if not kind.__module__.startswith("lightgbm"):
         return None
-    from lightgbm import basic
-
-    if not hasattr(basic, "_ConfigAliases"):
-        return None
-    aliases = basic._ConfigAliases._get_all_param_aliases()
-    return {*names, *aliases, *(each for group in aliases.values() for each in group)} - {"**"}
+    known = lightgbm_names()
+    return known and names - {"**"} | known
 
 
 def check_parameters(obj: Any, given: Mapping[str, Any]) -> None:

@@ -280,6 +280,8 @@ class Serving:
         service = self.service(model)
         number = self._number(service, version, alias)
         if number is None:
+            if service.champion is None:
+                self.refresh()
             why = service.why_not()
             if why is not None or service.champion is None:
                 raise NotReady(why)
@@ -353,11 +355,9 @@ class Serving:
                 _refuse(group, _failed(error))
 
     def _ready(self, service: Service, version: int | None, alias: str | None) -> Loaded | None:
-        """The version if it is in memory; None when it has to be loaded first."""
+        """The version if it is in memory; None when the thread has to look for it first."""
         number = self._number(service, version, alias)
-        if number is None:
-            return self.loaded(service.record.name)
-        return service.resident.get(number)
+        return service.champion if number is None else service.resident.get(number)
 
     def _cross(
         self,

@@ -32,9 +32,9 @@ from loopline.settings import Settings, data_path
 
 logger = logging.getLogger("loopline.supervisor")
 
-HEALTHY = 5.0
-"""Seconds a process has to live for its next restart to be immediate."""
-BACK_OFF = (0.0, 0.2, 0.5, 1.0, 2.0)
+HEALTHY = 1.0
+"""Seconds a process has to live for its death not to count as part of a series."""
+BACK_OFF = (0.0, 0.0, 0.5, 1.0, 2.0)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -111,11 +111,10 @@ class Process:
         if code is None:
             return False
         if self._due == 0.0:
-            lived = now - self._started
-            self._short_lives = 0 if lived > HEALTHY else self._short_lives + 1
-            pause = BACK_OFF[min(self._short_lives, len(BACK_OFF) - 1)] if lived < HEALTHY else 0.0
+            self._short_lives = self._short_lives + 1 if now - self._started < HEALTHY else 0
+            pause = BACK_OFF[min(self._short_lives, len(BACK_OFF) - 1)]
             logger.warning("%s ended (%s); starting it again", self.name, code)
-            self._due = now + (pause if self._short_lives > 1 else 0.0)
+            self._due = now + pause
         if now < self._due:
             return False
         self._due = 0.0
@@ -217,8 +216,8 @@ class Supervisor:
         started: list[Process] = []
         try:
             self._start(keeper, started)
-            self._meet(keeper, found, root)
             self._start(replicas[0], started)
+            self._meet(keeper, found, root)
             self._first_ready(replicas[0])
             for process in (*replicas[1:], *workers):
                 self._start(process, started)
@@ -311,24 +310,21 @@ def _listen(settings: Settings) -> Any:
 
 
 class _Parent:
-    """The pipe to the supervisor: while it is open, the supervisor lives."""
+    """The pipe to the supervisor: when it closes, the supervisor is gone and so is this process."""
 
     def __init__(self) -> None:
-        self.alive = True
-        self._on_death: list[Callable[[], None]] = []
-
-    def watch(self, act: Callable[[], None]) -> None:
-        """Call `act` once, from a thread, when the supervisor is gone."""
-        self._on_death.append(act)
+        self._leave: Callable[[], None] = partial(os._exit, 1)
         threading.Thread(target=self._wait, name="parent", daemon=True).start()
+
+    def watch(self, leave: Callable[[], None]) -> None:
+        """From now on leave in order instead of at once."""
+        self._leave = leave
 
     def _wait(self) -> None:
         # Not through sys.stdin, whose lock a thread must not hold when the interpreter ends.
         while os.read(0, 4096):
             pass
-        self.alive = False
-        for act in self._on_death:
-            act()
+        self._leave()
 
 
 def _say(order: Order, text: str) -> None:

@@ -17,7 +17,7 @@ from loopline.backends.store import SqlStore
 from loopline.errors import LooplineError
 from loopline.records import JobState
 
-ROUNDS = 24
+ROUNDS = 20
 EVERY = 40
 APP = f"""
 import pandas
@@ -94,7 +94,7 @@ class Load:
         answer = client.post("/v1/models/line/train")
         if answer.status_code == 202:
             self.jobs.add(answer.json()["job"])
-        self._stop.wait(0.7)
+        self._stop.wait(5.0)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def _settled(server: Server) -> None:
         if not figures["queued"] and not figures["running"]:
             return
         time.sleep(0.2)
-    raise AssertionError(f"jobs never end: {server.get('/v1/jobs')}")
+    raise AssertionError(f"jobs never end: {server.get('/v1/jobs')['figures']}")
 
 
 def _check_books(server: Server, load: Load) -> None:

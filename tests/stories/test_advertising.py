@@ -32,12 +32,12 @@ def near(value: float) -> object:
     return pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-def test_the_fitted_figures_are_those_of_the_original(serve: Serve, app: str) -> None:
+def test_the_fitted_figures_are_those_of_the_original(share: Serve, app: str) -> None:
     """Coefficients and statistics of the report, and the prediction at TV = 50."""
-    server = serve(app)
+    server = share(app)
     report = server.client.get(
         "/v1/models/sales/report", headers={"accept": "application/json"}
-    ).json()["json"]
+    ).json()
     text = str(report)
     for figure in ("7.03259354912", "0.0475366404330", "0.61187505085", "312.14499437271"):
         assert figure in text
@@ -85,9 +85,9 @@ def test_learn_takes_a_row_in_three_spellings_with_one_result(
         assert figure in text
 
 
-def test_the_report_is_a_full_table(serve: Serve, app: str) -> None:
+def test_the_report_is_a_full_table(share: Serve, app: str) -> None:
     """As HTML it holds every statistic a person looks for."""
-    server = serve(app)
+    server = share(app)
     answer = server.client.get("/v1/models/sales/report", headers={"accept": "text/html"})
     assert answer.headers["content-type"].startswith("text/html")
     for word in ("R-squared", "F-statistic", "Omnibus", "Durbin-Watson", "Jarque-Bera", "Cond"):
@@ -105,10 +105,10 @@ def test_the_report_is_a_full_table(serve: Serve, app: str) -> None:
     ],
 )
 def test_bad_rows_are_refused_by_name_and_nothing_changes(
-    serve: Serve, app: str, body: str, pointer: str, word: str
+    share: Serve, app: str, body: str, pointer: str, word: str
 ) -> None:
     """A wrong length, text, a missing field and NaN: 422 with the field, and the data set as is."""
-    server = serve(app)
+    server = share(app)
     headers = {"content-type": "application/json"}
     answer = server.client.post("/v1/models/sales/learn", content=body, headers=headers)
     assert answer.status_code == 422, answer.text

@@ -49,9 +49,9 @@ app.add("iris_model", IrisModel())
 '''
 
 
-def test_the_same_answer_in_every_spelling_over_http(serve: Serve) -> None:
+def test_the_same_answer_in_every_spelling_over_http(share: Serve) -> None:
     """Object, list, columns, envelope, form and MessagePack-free JSON: one species, one version."""
-    server = serve(APP)
+    server = share(APP)
     post = server.client.post
     path = "/v1/models/iris/predict"
     one = post(path, json=ROW).json()
@@ -76,9 +76,9 @@ def test_the_same_answer_in_every_spelling_over_http(serve: Serve) -> None:
     assert back["input"] == ROW and back["prediction"] == "setosa"
 
 
-def test_a_class_with_its_own_schemas_is_adopted_as_it_is(serve: Serve) -> None:
+def test_a_class_with_its_own_schemas_is_adopted_as_it_is(share: Serve) -> None:
     """Dict in, dict out; its description, its fields and its ranges are the service's."""
-    server = serve(APP)
+    server = share(APP)
     answer = server.post("/v1/models/iris_model/predict", ROW)
     assert answer["prediction"] in ("setosa", {"species": "setosa"})
     described = server.get("/v1/models/iris_model")
@@ -87,9 +87,9 @@ def test_a_class_with_its_own_schemas_is_adopted_as_it_is(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("model", ["iris", "iris_model"])
-def test_a_bad_field_is_named_with_what_is_wrong(serve: Serve, model: str) -> None:
+def test_a_bad_field_is_named_with_what_is_wrong(share: Serve, model: str) -> None:
     """'abc' is not a float; 5 and 0.0 are accepted."""
-    server = serve(APP)
+    server = share(APP)
     path = f"/v1/models/{model}/predict"
     answer = server.client.post(path, json={**ROW, "petal_width": "abc"})
     assert answer.status_code == 422

@@ -56,8 +56,9 @@ def refusal(*arguments: str | Path, cwd: Path, code: int = 1, **environ: str) ->
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     if code == 1:
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith("Error: ")
+        *steps, told = done.stderr.splitlines()
+        assert told.startswith("Error: ")
+        assert all(step.startswith("training ") for step in steps), done.stderr
     return done.stderr
 
 

@@ -124,6 +124,17 @@ def test_unseen_and_missing_have_codes_of_their_own() -> None:
     assert codes.ravel().tolist() == [1.0, features.UNSEEN, 2.0]
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda each: type(each).__name__)
+def test_the_quick_way_is_the_same_way(estimator: Any, frame: pd.DataFrame) -> None:
+    """Rows become features without a frame, and exactly those that the pipeline makes."""
+    schema = Schema.infer(frame, "high")
+    rows = rows_of(schema, frame, "high")
+    native = adopt(estimator).fit(schema, rows, frame["high"].tolist()).native
+    rows = [*rows, (None, "astronaut", None, "never seen", "nobody")]
+    expected = native[:-1].transform(schema.frame(rows)).astype(np.float64)
+    assert np.array_equal(features.quick(native)(schema, rows), expected, equal_nan=True)
+
+
 def test_indicators_are_capped() -> None:
     """A field with many categories makes a bounded number of columns; the rare ones share one."""
     field = Field(name="c", kind="category", categories=tuple(f"c{i}" for i in range(400)))

@@ -97,13 +97,11 @@ def main() -> None:
 
 
 def sentence(error: LooplineError) -> str:
-    """An error with the fields it names."""
-    named = [
-        f"{field.pointer.lstrip('/')}: {field.detail}" if field.pointer.strip("/") else field.detail
-        for field in error.fields
-        if field.detail not in error.detail
-    ]
-    return "; ".join(" ".join(text.split()) for text in (error.detail, *named))
+    """An error in one line, with the fields it is about."""
+    told = [error.detail]
+    if not any(field.detail in error.detail for field in error.fields):
+        told += [f"{field.pointer.strip('/')}: {field.detail}" for field in error.fields[:5]]
+    return " ".join("; ".join(told).split())
 
 
 # The server.

@@ -55,13 +55,16 @@ def file(
     form: str | None,
     options: dict[str, Any],
 ) -> None:
-    """Predict a file in batches; answers keep its order."""
+    """Predict a file in batches; answers keep its order, and a target in it is not looked at."""
     client = session.client()
+    target = client.describe(model)["target"]
     form = form or ("csv" if (output or "").endswith(".csv") else "jsonl")
     with _opened(output) as stream, session.console.progress(f"predicting {path.name}") as progress:
         write = _writer(stream, form)
         done = 0
         for batch in batches(path, PREDICTIONS):
+            for row in batch.rows if isinstance(batch.rows[0], dict) else ():
+                row.pop(target, None)
             found = _located(
                 batch, lambda rows, text: client.predict(model, rows, text=text, **options)
             )

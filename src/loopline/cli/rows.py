@@ -44,9 +44,13 @@ class Batch(msgspec.Struct):
         fields = []
         for each in error.fields:
             head, _, rest = each.pointer.removeprefix("/").partition("/")
-            row = self.first + int(head) if head.isdigit() else self.first
-            fields.append(FieldError(f"row {row}: {rest}", each.detail))
-        return InvalidInput(f"{self.path.name}: {error.detail}", fields=fields)
+            if head.isdigit():
+                each = FieldError(f"row {self.first + int(head)}/{rest}", each.detail)
+            fields.append(each)
+        told = [f"{each.pointer.replace('/', ': ')}: {each.detail}" for each in fields[:3]]
+        told += [f"and {len(fields) - 3} more"] if len(fields) > 3 else []
+        detail = "; ".join(told) or error.detail
+        return InvalidInput(f"{self.path.name}: {detail}", fields=fields)
 
 
 def read_given(inputs: Sequence[str]) -> Given | None:

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import psutil
 
+from loopline.opening import running
+
 
 class Server:
     """A `loopline serve` process tree on one data directory and port.
@@ -42,8 +44,17 @@ class Server:
             self.command, cwd=self.folder, stdout=output, stderr=output, start_new_session=True
         )
         output.close()
+        self._wait_for_own(timeout)
         self.wait(ready, timeout)
         return time.monotonic() - began
+
+    def _wait_for_own(self, timeout: float) -> None:
+        """Wait until the data directory is this server's, not one's that is just going."""
+        deadline = time.monotonic() + timeout
+        while (found := running(self.data)) is None or found.pid != self.pid("supervisor"):
+            assert time.monotonic() < deadline, self.log()
+            assert self.process is not None and self.process.poll() is None, self.log()
+            time.sleep(0.01)
 
     def wait(self, path: str, timeout: float = 60.0) -> None:
         """Wait until a GET of `path` answers 200."""

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from loopline.access import Access
-from loopline.artifacts import Keys
+from loopline.artifacts import Keys, own_process
 from loopline.errors import InvalidInput, WrongState
 from loopline.keeper import Keeper
 from loopline.loop import Loop
@@ -277,6 +277,7 @@ def attempt(arguments: dict[str, Any], progress: Callable[[int, int, str], None]
     """Run one training in an attempt's child process; the entry that workers name."""
     from loopline import training
 
+    own_process()
     plan = msgspec.convert(arguments["plan"], training.Plan)
     blobs = open_blobs(arguments["blobs"])
     outcome = training.run(plan, blobs, Keys(Path(arguments["keys"])), progress)

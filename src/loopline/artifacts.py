@@ -52,6 +52,7 @@ _TRUSTED = re.compile(
     re.VERBOSE,
 )
 _by_value = threading.Lock()
+_state = {"ours": False}
 
 
 class Keys:
@@ -224,7 +225,7 @@ def _bare_booster(adopted: Adopted) -> tuple[Any, dict[str, Any] | None]:
 
 def _skops(native: Any) -> bytes | None:
     """An estimator in skops' format, None where that can't hold it or holds what is not trusted."""
-    from skops import io as skops_io
+    skops_io = _skops_io()
     from skops.io.exceptions import UnsupportedTypeException
 
     try:
@@ -264,13 +265,38 @@ def _renumbered(node: Any, ids: dict[Any, int], names: dict[str, str]) -> Any:
 
 
 def _from_skops(payload: bytes, trust: bool = False) -> Any:
-    from skops import io as skops_io
-
+    skops_io = _skops_io()
     types = skops_io.get_untrusted_types(data=payload)
     refused = [name for name in types if not _TRUSTED.fullmatch(name)]
     if refused and not trust:
         raise InvalidInput(f"the file holds types that are not trusted: {', '.join(refused)}")
     return skops_io.loads(payload, trusted=types)
+
+
+def own_process() -> None:
+    """Say that this process is all ours, so that skops may be imported the quick way.
+
+    skops lists every scikit-learn estimator when it is imported, and imports all of scikit-learn
+    for that (most of a second, and 20 MB), to have a list of trusted names. We trust by name
+    ourselves; but others who use skops in the same process would miss the list.
+    """
+    _state["ours"] = True
+
+
+def _skops_io() -> Any:
+    if not _state["ours"]:
+        from skops import io
+
+        return io
+    import sklearn.utils
+
+    listing = sklearn.utils.all_estimators
+    sklearn.utils.all_estimators = list
+    try:
+        from skops import io
+    finally:
+        sklearn.utils.all_estimators = listing
+    return io
 
 
 def _pickled(native: Any) -> bytes:

@@ -362,7 +362,9 @@ def _run_worker(order: Order, parent: _Parent) -> None:
 
 def _run_replica(order: Order, parent: _Parent) -> None:
     from loopline.app import Follower, build, settle_memory
+    from loopline.artifacts import own_process
 
+    own_process()
     parts = open_served(order.settings)
     loop, registry = build(order.settings, parts)
     watch: Callable[[], None] = lambda: None  # noqa: E731

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.adapters.speaking import Http, running, speaking
 
 from loopline.loop import Loop
+from tests.adapters.speaking import Http, running, speaking
 
 
 @pytest.fixture(scope="module")

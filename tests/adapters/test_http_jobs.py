@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.adapters.speaking import Http, pointers, problem
 
 from loopline.loop import Loop
 from loopline.records import Job, JobState, new_id
+from tests.adapters.speaking import Http, pointers, problem
 
 NOBODY = ("a-worker-that-is-not-there",)
 

@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+
+from loopline.loop import Loop
 from tests.adapters.speaking import (
     FEATURES,
     SETOSA,
@@ -13,8 +15,6 @@ from tests.adapters.speaking import (
     problem,
     state_of,
 )
-
-from loopline.loop import Loop
 
 IRIS = "/v1/models/iris"
 SALES = "/v1/models/sales"

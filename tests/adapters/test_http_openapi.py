@@ -12,9 +12,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tests.adapters.speaking import FEATURES, SETOSA, Http, state_of
 
 from loopline.loop import Loop
+from tests.adapters.speaking import FEATURES, SETOSA, Http, state_of
 
 CHECKS = [
     not_a_server_error,

@@ -8,6 +8,9 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from loopline.adapters.http_predict import class_name
+from loopline.loop import Loop
 from tests.adapters.speaking import (
     FEATURES,
     SETOSA,
@@ -19,9 +22,6 @@ from tests.adapters.speaking import (
     speaking,
     state_of,
 )
-
-from loopline.adapters.http_predict import class_name
-from loopline.loop import Loop
 
 PREDICT = "/v1/models/iris/predict"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapters.speaking import SETOSA, Http, pointers, problem, running, speaking, state_of
 
 from loopline.adapters.http_wire import Crossing
 from loopline.errors import Overloaded
 from loopline.loop import Loop
 from loopline.metrics import CONTENT_TYPE
+from tests.adapters.speaking import SETOSA, Http, pointers, problem, running, speaking, state_of
 
 
 @pytest.fixture(scope="module")

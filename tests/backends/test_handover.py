@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.log_writer import Writer
 
 from loopline.backends.handover import LogClient, LogInlet
 from loopline.backends.sqlite import SqliteLog
 from loopline.errors import InvalidInput, Overloaded, Unavailable
 from loopline.testing.log import drain, keys, make
+from tests.log_writer import Writer
 
 
 class Site:

@@ -14,7 +14,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.log_writer import Writer
 
 from loopline.backends.handover import LogClient
 from loopline.backends.memory import MemoryLog
@@ -23,6 +22,7 @@ from loopline.contracts import EventLog
 from loopline.errors import Overloaded, Unavailable, WrongState
 from loopline.records import Event
 from loopline.testing.log import DurableLogSuite, LogSuite, drain, keys, make
+from tests.log_writer import Writer
 
 
 class TestMemoryLog(LogSuite):

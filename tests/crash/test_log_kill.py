@@ -11,12 +11,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from tests.log_writer import Writer
 
 from loopline.backends.handover import LogClient, LogInlet
 from loopline.backends.sqlite import SqliteLog, connect
 from loopline.errors import Overloaded, Unavailable
 from loopline.testing.log import make
+from tests.log_writer import Writer
 
 ROUNDS = 20
 APPENDERS = 4

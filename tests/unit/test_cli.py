@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tests.servers import Server
 
 from loopline.cli.commands import cli
 from loopline.cli.console import show
 from loopline.cli.rows import batches, read_given, value_of
 from loopline.errors import InvalidInput, Unreadable
+from tests.servers import Server
 
 Done = subprocess.CompletedProcess[str]
 pytestmark = pytest.mark.usefixtures("alone", "server")

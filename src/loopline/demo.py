@@ -36,6 +36,8 @@ FIRST = 60
 """Rows that the first model is fitted on."""
 RATE = 720.0
 """Predictions in a second."""
+FEWEST, LONGEST = 20_000, 80.0
+"""On a slow machine the stream ends early: after so many rows and seconds."""
 SENDERS = 4
 NEVER = 0.03
 TWICE = 0.01
@@ -43,14 +45,14 @@ DELAY = 2.0
 """Seconds by which an outcome is late, in the mean."""
 
 APP = f'''\
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import GradientBoostingClassifier
 
 from loopline import Every, Loopline
 
 app = Loopline()
 app.add(
     "{MODEL}",
-    HistGradientBoostingClassifier(max_iter=20),
+    GradientBoostingClassifier(n_estimators=20, min_samples_leaf=20),
     data="first.csv",
     target="{TARGET}",
     retrain=Every(outcomes=4000, mode="auto"),
@@ -219,7 +221,8 @@ class Traffic:
             while True:
                 with self._lock:
                     index, self._next = self._next, self._next + 1
-                if index >= len(self.rows):
+                late = index >= FEWEST and time.monotonic() - self._began > LONGEST
+                if index >= len(self.rows) or late:
                     return
                 time.sleep(max(0.0, self._began + index / RATE - time.monotonic()))
                 self._predict(client, index)

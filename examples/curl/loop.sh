@@ -12,4 +12,4 @@ call "$model/outcomes" -d "{\"id\": \"$id\", \"outcome\": 124}"
 call "$model/learn" -d '{"temperature": 31.5, "price": 2.5, "sold": 131}'
 call "$model/train?wait=60" -X POST
 call "$model/decisions"
-call "$model/rollback" -X POST
+call "$model/scores"

@@ -218,6 +218,9 @@ class Store(Protocol):
         Args:
             version: `number` is ignored.
             champion: also point the champion at it (and `previous` at the former one).
+
+        Raises:
+            UnknownModel: the model is not there.
         """
         ...
 
@@ -337,8 +340,8 @@ class Store(Protocol):
     def trigger(self, model: str, job: Job) -> Job | None:
         """Turn the newest waiting epoch into a train job, coalescing older waiting ones.
 
-        Nothing happens while a train job of this model is queued or running, or when no epoch
-        waits. Otherwise `job` is queued with the epoch's `k` and `upto` added to its payload, the
+        Nothing happens while a job of kind `train` of this model is queued or running, or when no
+        epoch waits. Otherwise `job` is queued with the epoch's `k` and `upto` added to its payload, the
         epoch becomes submitted, and older waiting ones coalesced: one transaction.
         """
         ...
@@ -382,7 +385,7 @@ class Store(Protocol):
         """Extend the lease and store the progress; the answer's `cancel_requested` is the order.
 
         Raises:
-            StaleAttempt: the job is not running under this attempt.
+            StaleAttempt: the job is not running under this attempt, or is not there.
         """
         ...
 
@@ -404,6 +407,7 @@ class Store(Protocol):
 
         Raises:
             StaleAttempt: the job is not running under this attempt; no effect was applied.
+            UnknownModel: the model that the effects are about is gone.
         """
         ...
 
@@ -424,7 +428,7 @@ class Store(Protocol):
         ...
 
     def stretch_leases(self, seconds: float) -> None:
-        """Give running jobs more time, after the store itself was away."""
+        """Give running jobs more time from now on, after the store itself was away."""
         ...
 
     def job_events(self, after: int = 0, job: str | None = None, most: int = 500) -> list[JobEvent]:

@@ -268,7 +268,8 @@ class JoinDelta(Record, frozen=True, kw_only=True):
     """Everything one batch of the join changes, applied in one store transaction or not at all.
 
     `expected` is the position the delta was computed from; the store refuses it when the stored
-    position differs. `receipts` map event keys to the status of the outcome (or "learned").
+    position differs. `tallies` replace those of the same version and cohort. `receipts` map event
+    keys to the status of the outcome (or "learned").
     """
 
     model: str

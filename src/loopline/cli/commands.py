@@ -442,11 +442,17 @@ def doctor(session: Session) -> None:
     "demo",
     click.option("--port", type=click.IntRange(0, 65535), help="Port of its server; 8000."),
     click.option("--exit/--stay", "leave", default=None, help="Stop, or leave the server up."),
+    click.option("--rows", "most", type=click.IntRange(1), help="Rows to send; all otherwise."),
+    click.option("--json", is_flag=True, help="Write JSON for a program."),
 )
-def demo(session: Session, leave: bool | None) -> None:
-    """Send a real data stream through the whole loop, and watch it."""
+def demo(session: Session, leave: bool | None, most: int | None) -> None:
+    """Send a real data stream through the whole loop, and watch it.
+
+    It has a folder of its own, ./loopline-demo, emptied at the start. In a terminal the server
+    stays up at the end.
+    """
     from loopline import demo
 
     stay = sys.stdin.isatty() and sys.stdout.isatty() if leave is None else not leave
     root = session.given["data_dir"] or "loopline-demo"
-    demo.run(session.console, Path(root), session.settings.port, stay)
+    demo.run(session.console, Path(root), session.settings.port, stay, most)

@@ -66,13 +66,15 @@ class Console:
     @contextmanager
     def screen(self, beat: float = 5.0) -> Iterator[Screen]:
         """A place for a few lines that change: in place, or every `beat` seconds a new line."""
-        if not sys.stdout.isatty():
-            yield Screen(beat)
-            return
-        from rich.live import Live
+        if self.json:
+            yield Screen()
+        elif not sys.stdout.isatty():
+            yield _LineScreen(beat)
+        else:
+            from rich.live import Live
 
-        with Live(refresh_per_second=8) as live:
-            yield _LiveScreen(live)
+            with Live(refresh_per_second=8) as live:
+                yield _LiveScreen(live)
 
 
 class Progress:
@@ -105,20 +107,28 @@ class _Bar(Progress):
 
 
 class Screen:
-    """Lines that change, for output that is piped: the first of them, every few seconds."""
+    """Lines that change; nobody looks at these."""
 
-    def __init__(self, beat: float = 5.0) -> None:
+    def update(self, lines: Sequence[str]) -> None:
+        """Show these lines in place of the ones before."""
+
+    def event(self, text: str) -> None:
+        """Write a line that stays."""
+
+
+class _LineScreen(Screen):
+    """The first of the lines, every few seconds, for output that is piped."""
+
+    def __init__(self, beat: float) -> None:
         self._beat = beat
         self._due = 0.0
 
     def update(self, lines: Sequence[str]) -> None:
-        """Show these lines in place of the ones before."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._beat
             print(lines[0], flush=True)
 
     def event(self, text: str) -> None:
-        """Write a line that stays."""
         print(text, flush=True)
 
 

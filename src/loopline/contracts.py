@@ -341,8 +341,8 @@ class Store(Protocol):
         """Turn the newest waiting epoch into a train job, coalescing older waiting ones.
 
         Nothing happens while a job of kind `train` of this model is queued or running, or when no
-        epoch waits. Otherwise `job` is queued with the epoch's `k` and `upto` added to its payload, the
-        epoch becomes submitted, and older waiting ones coalesced: one transaction.
+        epoch waits. Otherwise `job` is queued with the epoch's `k` and `upto` added to its
+        payload, the epoch becomes submitted, and older waiting ones coalesced: one transaction.
         """
         ...
 

@@ -109,5 +109,5 @@ def test_train_and_predict(installed: Run, shared_data: Path) -> None:
         "loopline", "train", "sales", data, "--target", "Sales", "--formula", "Sales ~ TV", *place
     )
     answer = installed("loopline", "predict", "sales", '{"TV": 50}', "--json", *place)
-    (prediction,) = json.loads(answer.stdout)["predictions"]
-    assert prediction["output"] == pytest.approx(9.409425570778684, abs=1e-9)
+    prediction = json.loads(answer.stdout)["prediction"]
+    assert prediction == pytest.approx(9.409425570778684, abs=1e-9)

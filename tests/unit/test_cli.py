@@ -96,13 +96,15 @@ def server(session_dir: Path, free_ports: Callable[[int], list[int]]) -> Iterato
 
 
 @pytest.fixture(params=["alone", "served"])
-def folder(request: pytest.FixtureRequest) -> Path:
+def folder(request: pytest.FixtureRequest, alone: Path, server: Server) -> Path:
     """A folder to run commands in: they open the directory themselves, or find the server."""
-    if request.param == "alone":
-        found: Path = request.getfixturevalue("alone")
-        return found
-    served: Server = request.getfixturevalue("server")
-    return served.folder
+    return alone if request.param == "alone" else server.folder
+
+
+@pytest.fixture
+def served(server: Server) -> Path:
+    """The folder with the server, where commands are quicker."""
+    return server.folder
 
 
 # What costs nothing.
@@ -287,21 +289,21 @@ def test_train_makes_and_retrains(folder: Path) -> None:
     assert [each["aliases"] for each in versions] == [["previous"], ["champion"]]
 
 
-def test_train_without_an_estimator(folder: Path) -> None:
+def test_train_without_an_estimator(served: Path) -> None:
     """The target says which kind of gradient boosting it is."""
     done = loopline(
-        "train", "sizes", "line.csv", "--target", "y", "--no-wait", "--json", cwd=folder
+        "train", "sizes", "line.csv", "--target", "y", "--no-wait", "--json", cwd=served
     )
     assert json.loads(done.stdout)["state"] in ("queued", "running", "done")
 
 
-def test_failed_training_exits_with_one(folder: Path) -> None:
+def test_failed_training_exits_with_one(served: Path) -> None:
     """The job's own error is the sentence."""
-    assert "no_such" in refusal("train", "line", "--param", "no_such=1", cwd=folder)
-    told = refusal("train", "x", "line.csv", "--target", "nothing", cwd=folder)
+    assert "no_such" in refusal("train", "line", "--param", "no_such=1", cwd=served)
+    told = refusal("train", "x", "line.csv", "--target", "nothing", cwd=served)
     assert "nothing" in told and "x, z, y" in told
     assert "no.such.Estimator" in refusal(
-        "train", "x", "line.csv", "--target", "y", "--estimator", "no.such.Estimator", cwd=folder
+        "train", "x", "line.csv", "--target", "y", "--estimator", "no.such.Estimator", cwd=served
     )
 
 
@@ -310,14 +312,14 @@ def test_failed_training_exits_with_one(folder: Path) -> None:
     [['{"x": 10, "z": 1}'], ["x=10", "z=1"], ["@row.json"], ["-"]],
     ids=["json", "pairs", "file", "stdin"],
 )
-def test_predict_one_row(folder: Path, rows: list[str]) -> None:
+def test_predict_one_row(served: Path, rows: list[str]) -> None:
     """However the row is given, the answer is HTTP's."""
-    (folder / "row.json").write_text('{"x": 10, "z": 1}')
-    done = loopline("predict", "line", *rows, "--json", cwd=folder, stdin='{"x": 10, "z": 1}')
+    (served / "row.json").write_text('{"x": 10, "z": 1}')
+    done = loopline("predict", "line", *rows, "--json", cwd=served, stdin='{"x": 10, "z": 1}')
     told = json.loads(done.stdout)
     assert told.keys() == {"id", "model", "version", "prediction"}
     assert told["prediction"] == pytest.approx(23.0)
-    plain = loopline("predict", "line", *rows, cwd=folder, stdin='{"x": 10, "z": 1}').stdout
+    plain = loopline("predict", "line", *rows, cwd=served, stdin='{"x": 10, "z": 1}').stdout
     heading, line = plain.splitlines()
     assert heading.split() == ["prediction", "version", "id"]
     assert float(line.split()[0]) == pytest.approx(23.0)
@@ -332,46 +334,46 @@ def test_predict_many_rows(folder: Path) -> None:
     assert json.loads(one.stdout)["id"] == "mine"
 
 
-def test_predict_a_file(folder: Path) -> None:
+def test_predict_a_file(served: Path) -> None:
     """A table's rows are answered in order, as JSON Lines or CSV."""
-    done = loopline("predict", "line", "line.csv", cwd=folder)
+    done = loopline("predict", "line", "line.csv", cwd=served)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["prediction"] for each in found] == pytest.approx([3 + 2 * x for x in range(40)])
-    loopline("predict", "line", "line.csv", "--output", "answers.csv", cwd=folder)
-    with (folder / "answers.csv").open(newline="") as stream:
+    loopline("predict", "line", "line.csv", "--output", "answers.csv", cwd=served)
+    with (served / "answers.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
     assert len(table) == 40
     assert float(table[3]["prediction"]) == pytest.approx(9.0)
 
 
-def test_bad_rows_name_the_field(folder: Path) -> None:
+def test_bad_rows_name_the_field(served: Path) -> None:
     """Inline by the field, in a file by the row too."""
-    assert "x: " in refusal("predict", "line", '{"x": "abc", "z": 1}', cwd=folder)
-    assert "x: " in refusal("predict", "line", "x=abc", "z=1", cwd=folder)
-    (folder / "bad.csv").write_text("x,z\n1,1\n2,1\nabc,1\n")
-    assert "row 3: x: " in refusal("predict", "line", "bad.csv", cwd=folder)
-    assert "nobody" in refusal("predict", "nobody", "x=1", cwd=folder)
+    assert "x: " in refusal("predict", "line", '{"x": "abc", "z": 1}', cwd=served)
+    assert "x: " in refusal("predict", "line", "x=abc", "z=1", cwd=served)
+    (served / "bad.csv").write_text("x,z\n1,1\n2,1\nabc,1\n")
+    assert "row 3: x: " in refusal("predict", "line", "bad.csv", cwd=served)
+    assert "nobody" in refusal("predict", "nobody", "x=1", cwd=served)
 
 
-def test_outcomes_one_by_one_and_by_file(folder: Path) -> None:
+def test_outcomes_one_by_one_and_by_file(served: Path) -> None:
     """The truth about a prediction, by its id."""
     ids = [
         json.loads(line)["id"]
-        for line in loopline("predict", "line", "line.csv", cwd=folder).stdout.splitlines()
+        for line in loopline("predict", "line", "line.csv", cwd=served).stdout.splitlines()
     ]
-    told = json.loads(loopline("outcome", "line", ids[0], "3.1", "--json", cwd=folder).stdout)
+    told = json.loads(loopline("outcome", "line", ids[0], "3.1", "--json", cwd=served).stdout)
     assert told["results"] == [{"id": ids[0], "status": "joined"}]
     lines = "".join(f"{id},{x},\n" for x, id in enumerate(ids))
-    (folder / "truth.csv").write_text(f"id,outcome,at\n{lines}")
-    done = loopline("outcome", "line", "truth.csv", cwd=folder)
+    (served / "truth.csv").write_text(f"id,outcome,at\n{lines}")
+    done = loopline("outcome", "line", "truth.csv", cwd=served)
     assert re.search(r"joined +39", done.stdout) and re.search(r"corrected +1", done.stdout)
-    assert "outcome: " in refusal("outcome", "line", ids[0], "much", cwd=folder)
-    assert "at: " in refusal("outcome", "line", ids[0], "3", "--at", "noon", cwd=folder)
-    (entry,) = json.loads(loopline("score", "line", "--served", "--json", cwd=folder).stdout)[
+    assert "outcome: " in refusal("outcome", "line", ids[0], "much", cwd=served)
+    assert "at: " in refusal("outcome", "line", ids[0], "3", "--at", "noon", cwd=served)
+    (entry,) = json.loads(loopline("score", "line", "--served", "--json", cwd=served).stdout)[
         "versions"
     ]
     assert entry["outcomes"] >= 40
-    assert "%" in loopline("score", "line", "--served", cwd=folder).stdout
+    assert "%" in loopline("score", "line", "--served", cwd=served).stdout
 
 
 def test_learn_and_score(folder: Path) -> None:
@@ -388,31 +390,31 @@ def test_learn_and_score(folder: Path) -> None:
     assert "rmse" in loopline("score", "line", cwd=folder).stdout
 
 
-def test_promote_and_rollback(folder: Path) -> None:
+def test_promote_and_rollback(served: Path) -> None:
     """Versions move by command, and decisions tell of it."""
-    loopline("train", "moved", "line.csv", "--target", "y", "--model", "linear", cwd=folder)
-    loopline("train", "moved", cwd=folder)
-    assert "rollback" in loopline("rollback", "moved", cwd=folder).stdout
-    assert "promote" in loopline("promote", "moved", "2", cwd=folder).stdout
-    told = json.loads(loopline("decisions", "moved", "--json", cwd=folder).stdout)["decisions"]
+    loopline("train", "moved", "line.csv", "--target", "y", "--model", "linear", cwd=served)
+    loopline("train", "moved", cwd=served)
+    assert "rollback" in loopline("rollback", "moved", cwd=served).stdout
+    assert "promote" in loopline("promote", "moved", "2", cwd=served).stdout
+    told = json.loads(loopline("decisions", "moved", "--json", cwd=served).stdout)["decisions"]
     assert [each["verdict"] for each in told][-2:] == ["rollback", "promote"]
-    assert "by" in loopline("decisions", "moved", cwd=folder).stdout
-    assert "champion already" in refusal("promote", "moved", "2", cwd=folder)
-    assert "no version 9" in refusal("promote", "moved", "9", cwd=folder)
+    assert "by" in loopline("decisions", "moved", cwd=served).stdout
+    assert "champion already" in refusal("promote", "moved", "2", cwd=served)
+    assert "no version 9" in refusal("promote", "moved", "9", cwd=served)
 
 
-def test_models_and_jobs(folder: Path) -> None:
+def test_models_and_jobs(served: Path) -> None:
     """What is there, what it is like, and what was done."""
-    assert "line" in loopline("models", cwd=folder).stdout
-    told = json.loads(loopline("models", "line", "--json", cwd=folder).stdout)
+    assert "line" in loopline("models", cwd=served).stdout
+    told = json.loads(loopline("models", "line", "--json", cwd=served).stdout)
     assert told["columns"] == ["x", "z", "y"]
-    assert "champion" in loopline("models", "line", cwd=folder).stdout
-    jobs = json.loads(loopline("jobs", "--model", "line", "--json", cwd=folder).stdout)["jobs"]
+    assert "champion" in loopline("models", "line", cwd=served).stdout
+    jobs = json.loads(loopline("jobs", "--model", "line", "--json", cwd=served).stdout)["jobs"]
     id = jobs[-1]["job"]
-    assert id in loopline("jobs", "--state", "done", cwd=folder).stdout
-    told = json.loads(loopline("jobs", id, "--follow", "--json", cwd=folder).stdout)
+    assert id in loopline("jobs", "--state", "done", cwd=served).stdout
+    told = json.loads(loopline("jobs", id, "--follow", "--json", cwd=served).stdout)
     assert told["state"] == "done"
-    assert "nobody" in refusal("jobs", "nobody", cwd=folder)
+    assert "nobody" in refusal("jobs", "nobody", cwd=served)
 
 
 def test_tokens(folder: Path) -> None:

@@ -188,11 +188,23 @@ class Running:
 
 
 class Follower:
-    """Keeps the versions in memory as the store's aliases say."""
+    """Keeps the versions in memory as the store's aliases say.
 
-    def __init__(self, loop: Loop, also: Callable[[], None] = lambda: None) -> None:
+    Args:
+        loop: whose versions.
+        also: called on every turn.
+        changed: called after a version was loaded.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        also: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._loop = loop
         self._also = also
+        self._changed = changed
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -200,7 +212,8 @@ class Follower:
         while not self._stop.is_set():
             self._loop.doorbell.wait(FOLLOW)
             try:
-                self._loop.serving.refresh()
+                if self._loop.serving.refresh():
+                    self._changed()
                 self._also()
             except Exception:
                 logger.exception("following the store failed; trying again")

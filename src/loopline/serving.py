@@ -9,7 +9,6 @@ runs on the thread newcomers gather for the next one.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import threading
 import time
@@ -207,7 +206,6 @@ class Serving:
             for record in records.values():
                 self._follow(record)
             self._seen = revision
-            gc.freeze()
             return True
 
     def _follow(self, record: ModelRecord) -> None:

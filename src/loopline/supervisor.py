@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import select
@@ -376,7 +377,8 @@ def _run_replica(order: Order, parent: _Parent) -> None:
             raise SystemExit(1) from None
     loop.serving.refresh(force=True)
     settle_memory()
-    follower = Follower(loop, watch)
+    # The collection itself is the pause to avoid, so while serving there is only the freeze.
+    follower = Follower(loop, watch, gc.freeze)
     threading.Thread(target=follower.run, name="follower", daemon=True).start()
     _serve_http(order, loop, parent)
     follower.stop()

@@ -206,7 +206,7 @@ class Registry:
         if adopted.fitted:
             self._give(record, adopted)
         elif record.dataset is not None:
-            self._first_training(record)
+            self._train(record, old is not None and _learns_otherwise(old, record))
         self._notify()
         return record
 
@@ -308,13 +308,15 @@ class Registry:
         report = adopted.report()
         return self._blobs.put(msgspec.json.encode(report)) if report else None
 
-    def _first_training(self, record: ModelRecord) -> None:
+    def _train(self, record: ModelRecord, changed: bool) -> None:
+        """Have the first version trained, or a new one after what it learns from has changed."""
         active = [
             job
             for state in (JobState.QUEUED, JobState.RUNNING)
             for job in self._store.jobs(model=record.name, state=state, most=1)
         ]
-        if self._store.versions(record.name) or active:
+        first = not self._store.versions(record.name)
+        if active or not (first or changed):
             return
         self._store.submit(
             Job(
@@ -322,7 +324,7 @@ class Registry:
                 kind="train",
                 model=record.name,
                 payload={"upto": self._store.books(record.name).seq, "parameters": {}},
-                reason="first training",
+                reason="first training" if first else "the definition changed",
             )
         )
 
@@ -389,6 +391,14 @@ def _moments(frame: pandas.DataFrame) -> dict[str, Moments]:
                 maximum=float(values.max()),
             )
     return found
+
+
+def _learns_otherwise(old: ModelRecord, new: ModelRecord) -> bool:
+    def learned(record: ModelRecord) -> tuple[Any, ...]:
+        recipe = record.recipe and record.recipe.digest
+        return (recipe, record.dataset, record.schema, record.target)
+
+    return learned(old) != learned(new)
 
 
 def _alike(a: ModelRecord, b: ModelRecord) -> bool:

@@ -216,6 +216,8 @@ class Serving:
         elif service.record.schema != record.schema:
             service.resident = OrderedDict()
         service.record = record
+        for loaded in service.resident.values():
+            loaded.record = record
         service.aliases = self._store.aliases(record.name)
         number = service.aliases.champion
         if number is None:

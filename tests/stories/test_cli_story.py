@@ -45,7 +45,8 @@ def test_a_models_life(tmp_path: Path, free_port: int) -> None:
     loopline("train", "life", *place, *policy, cwd=tmp_path)
 
     server = Server(tmp_path, free_port)
-    server.command[-1] = str(tmp_path / "loopline-data")
+    server.data = tmp_path / "loopline-data"
+    server.command[-1] = str(server.data)
     server.start("/readyz")
     try:
         (tmp_path / "new.csv").write_text("x\n" + "".join(f"{x % 17}\n" for x in range(60)))

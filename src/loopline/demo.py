@@ -185,6 +185,7 @@ class Traffic:
         self._next = 0
         self._sent_all = threading.Event()
         self._began = 0.0
+        self._scored = 0.0
         self.seconds = 0.0
 
     def run(self, screen: Any, server: subprocess.Popen[bytes]) -> None:
@@ -283,8 +284,8 @@ class Traffic:
         self.decisions = client.decisions(MODEL)
         for decision in self.decisions[known:]:
             screen.event(f"  {_verdict(decision)}")
-        if fully or (known != len(self.decisions)):
-            self.scores = client.scores(MODEL)
+        if fully or known != len(self.decisions) or time.monotonic() > self._scored + 10.0:
+            self.scores, self._scored = client.scores(MODEL), time.monotonic()
         screen.update(self._lines())
 
     def _lines(self) -> list[str]:
@@ -293,15 +294,15 @@ class Traffic:
             made = len(self.latencies)
         known = sum(self.statuses.values())
         speed = len(latest) / min(5.0, max(0.001, time.monotonic() - self._began))
-        line = (
+        rate = (
             f"{made:>6,} predictions  {speed:5.0f}/s  p50 {_ms(latest, 0.5)}  "
-            f"p99 {_ms(latest, 0.99)}  version {self.version}  {known:,} outcomes  "
-            f"failed {len(self.failures)}"
+            f"p99 {_ms(latest, 0.99)}"
         )
+        state = f"version {self.version}  {known:>6,} outcomes  failed calls {len(self.failures)}"
         scores = [
             f"  version {each['version']}: {_score(each)}" for each in self.scores["versions"]
         ]
-        return [line, *scores]
+        return [rate, state, *scores]
 
     def summary(self) -> dict[str, Any]:
         """What happened."""

@@ -15,7 +15,7 @@ CONTENT_TYPE = {"content-type": "application/x-www-form-urlencoded"}
 FORM = "data[]=3.14&data[]=34.6&data[]=12.2&data[]=8.4"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def app(shared_data: Path) -> str:
     """An application with the formula model on the advertising data."""
     return f"""
@@ -28,15 +28,21 @@ app.add("sales", Formula("Sales ~ TV"), data={str(shared_data / "Advertising.csv
 """
 
 
+@pytest.fixture(scope="module")
+def shared(share: Serve, app: str) -> Server:
+    """A server for the tests that leave it as it was."""
+    return share(app)
+
+
 def near(value: float) -> object:
     """Equal within 1e-9, as the original's figures are given."""
     return pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-def test_the_fitted_figures_are_those_of_the_original(share: Serve, app: str) -> None:
+def test_the_fitted_figures_are_those_of_the_original(shared: Server) -> None:
     """Coefficients and statistics of the report, and the prediction at TV = 50."""
-    server = share(app)
-    report = server.client.get(
+
+    report = shared.client.get(
         "/v1/models/sales/report", headers={"accept": "application/json"}
     ).json()
     text = str(report)
@@ -44,10 +50,10 @@ def test_the_fitted_figures_are_those_of_the_original(share: Serve, app: str) ->
         assert figure in text
     for figure in ("-519.04566376817", "1042.09132753634", "338.119624182"):
         assert figure in text
-    answer = server.post("/v1/models/sales/predict", {"TV": 50})
+    answer = shared.post("/v1/models/sales/predict", {"TV": 50})
     assert answer["prediction"] == near(9.409425570778684)
     assert (answer["model"], answer["version"]) == ("sales", 1)
-    many = server.post("/v1/models/sales/predict", {"TV": [50, 100]})
+    many = shared.post("/v1/models/sales/predict", {"TV": [50, 100]})
     assert many["predictions"][0]["prediction"] == near(9.409425570778684)
 
 
@@ -86,10 +92,10 @@ def test_learn_takes_a_row_in_three_spellings_with_one_result(
         assert figure in text
 
 
-def test_the_report_is_a_full_table(share: Serve, app: str) -> None:
+def test_the_report_is_a_full_table(shared: Server) -> None:
     """As HTML it holds every statistic a person looks for."""
-    server = share(app)
-    answer = server.client.get("/v1/models/sales/report", headers={"accept": "text/html"})
+
+    answer = shared.client.get("/v1/models/sales/report", headers={"accept": "text/html"})
     assert answer.headers["content-type"].startswith("text/html")
     for word in ("R-squared", "F-statistic", "Omnibus", "Durbin-Watson", "Jarque-Bera", "Cond"):
         assert word in answer.text
@@ -106,21 +112,21 @@ def test_the_report_is_a_full_table(share: Serve, app: str) -> None:
     ],
 )
 def test_bad_rows_are_refused_by_name_and_nothing_changes(
-    share: Serve, app: str, body: str, pointer: str, word: str
+    shared: Server, body: str, pointer: str, word: str
 ) -> None:
     """A wrong length, text, a missing field and NaN: 422 with the field, and the data set as is."""
-    server = share(app)
+
     headers = {"content-type": "application/json"}
-    answer = server.client.post("/v1/models/sales/learn", content=body, headers=headers)
+    answer = shared.client.post("/v1/models/sales/learn", content=body, headers=headers)
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert problem["code"] == "invalid-input"
     assert any(e["pointer"] == pointer and word in e["detail"] for e in problem["errors"])
     mixed = f'[{{"TV": 1, "Radio": 1, "Newspaper": 1, "Sales": 1}}, {body}]'
-    again = server.client.post("/v1/models/sales/learn", content=mixed, headers=headers)
+    again = shared.client.post("/v1/models/sales/learn", content=mixed, headers=headers)
     assert again.status_code == 422
-    assert server.get("/v1/models/sales")["rows"] == 200
+    assert shared.get("/v1/models/sales")["rows"] == 200
 
 
 def test_a_storm_of_learns_while_predicting_and_training_then_kill_and_restart(

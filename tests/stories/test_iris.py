@@ -50,10 +50,16 @@ app.add("iris_model", IrisModel())
 '''
 
 
-def test_the_same_answer_in_every_spelling_over_http(share: Serve) -> None:
+@pytest.fixture(scope="module")
+def shared(share: Serve) -> Server:
+    """A server for the tests that leave it as it was."""
+    return share(APP)
+
+
+def test_the_same_answer_in_every_spelling_over_http(shared: Server) -> None:
     """Object, list, columns, envelope, form and MessagePack-free JSON: one species, one version."""
-    server = share(APP)
-    post = server.client.post
+
+    post = shared.client.post
     path = "/v1/models/iris/predict"
     one = post(path, json=ROW).json()
     assert one["prediction"] == "setosa"
@@ -73,32 +79,32 @@ def test_the_same_answer_in_every_spelling_over_http(share: Serve) -> None:
     likely = post(path, json=ROW, params={"probabilities": "true"}).json()["probabilities"]
     assert sorted(likely) == ["setosa", "versicolor", "virginica"]
     assert sum(likely.values()) == pytest.approx(1.0)
-    back = server.get("/v1/models/iris/predictions/mine")
+    back = shared.get("/v1/models/iris/predictions/mine")
     assert back["input"] == ROW and back["prediction"] == "setosa"
 
 
-def test_a_class_with_its_own_schemas_is_adopted_as_it_is(share: Serve) -> None:
+def test_a_class_with_its_own_schemas_is_adopted_as_it_is(shared: Server) -> None:
     """Dict in, dict out; its description, its fields and its ranges are the service's."""
-    server = share(APP)
-    answer = server.post("/v1/models/iris_model/predict", ROW)
+
+    answer = shared.post("/v1/models/iris_model/predict", ROW)
     assert answer["prediction"] in ("setosa", {"species": "setosa"})
-    described = server.get("/v1/models/iris_model")
+    described = shared.get("/v1/models/iris_model")
     assert described["description"] == "Predict the species of an iris."
     assert set(described["schema"]["properties"]) == set(ROW)
 
 
 @pytest.mark.parametrize("model", ["iris", "iris_model"])
-def test_a_bad_field_is_named_with_what_is_wrong(share: Serve, model: str) -> None:
+def test_a_bad_field_is_named_with_what_is_wrong(shared: Server, model: str) -> None:
     """'abc' is not a float; 5 and 0.0 are accepted."""
-    server = share(APP)
+
     path = f"/v1/models/{model}/predict"
-    answer = server.client.post(path, json={**ROW, "petal_width": "abc"})
+    answer = shared.client.post(path, json={**ROW, "petal_width": "abc"})
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
     assert error["pointer"] == "/petal_width"
     assert "'abc' is not a float" in error["detail"]
-    assert server.client.post(path, json={**ROW, "petal_width": 5}).status_code == 200
-    assert server.client.post(path, json={**ROW, "petal_width": 0.0}).status_code == 200
+    assert shared.client.post(path, json={**ROW, "petal_width": 5}).status_code == 200
+    assert shared.client.post(path, json={**ROW, "petal_width": 0.0}).status_code == 200
 
 
 def test_models_from_configuration_come_and_go_while_running(serve: Serve, tmp_path: Path) -> None:

@@ -274,10 +274,13 @@ def outcome(session: Session, model: str, id: str, value: str | None, at: str | 
 @command("models", click.argument("model", metavar="[NAME]", required=False))
 def models(session: Session, model: str | None) -> None:
     """List the models, or describe one."""
+    from loopline.cli.console import moment
+
     console, client = session.console, session.client()
     if model is not None:
         told = client.describe(model)
-        rows = [{"": name, "value": each} for name, each in told.items() if name != "schema"]
+        shown = {**told, "created": moment(told["created"])}
+        rows = [{"": name, "value": each} for name, each in shown.items() if name != "schema"]
         console.show(told, ["", "value"], rows)
         return
     found = client.models()
@@ -354,8 +357,7 @@ def report(session: Session, model: str, version: int | None, html: bool) -> Non
     if html:
         click.echo(told["html"])
         return
-    rows = [{"": name, "value": value} for name, value in dict(told["json"]).items()]
-    session.console.show(told, ["", "value"], rows)
+    session.console.show_report(told)
 
 
 # Jobs, tokens, the installation.

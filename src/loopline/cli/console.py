@@ -51,6 +51,17 @@ class Console:
             padded = (text.ljust(width) for text, width in zip(front, widths, strict=True))
             print("  ".join((*padded, back)).rstrip())
 
+    def show_report(self, told: Mapping[str, Any]) -> None:
+        """Write a model's report: its single figures, then each of its tables."""
+        tables = {k: v for k, v in dict(told["json"]).items() if v and isinstance(v, list)}
+        tables = {k: v for k, v in tables.items() if all(isinstance(row, dict) for row in v)}
+        figures = {k: v for k, v in dict(told["json"]).items() if k not in tables}
+        self.show(told, ["", "value"], [{"": k, "value": v} for k, v in figures.items()])
+        for name, rows in tables.items():
+            self.line(f"\n{name.replace('_', ' ')}")
+            if not self.json:
+                self.table(list(rows[0]), rows)
+
     @contextmanager
     def progress(self, title: str, total: int | None = None) -> Iterator[Progress]:
         """Show on standard error how far something long has come."""
@@ -117,7 +128,7 @@ class Screen:
 
 
 class _LineScreen(Screen):
-    """The first of the lines, every few seconds, for output that is piped."""
+    """The first two of the lines, every few seconds, for output that is piped."""
 
     def __init__(self, beat: float) -> None:
         self._beat = beat
@@ -126,7 +137,7 @@ class _LineScreen(Screen):
     def update(self, lines: Sequence[str]) -> None:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._beat
-            print(lines[0], flush=True)
+            print("  ".join(lines[:2]), flush=True)
 
     def event(self, text: str) -> None:
         print(text, flush=True)

@@ -122,7 +122,7 @@ def finish_first(client: Client) -> None:
 
 def test_one_row_is_one_prediction(client: Client) -> None:
     """A mapping is answered by one record with its id, version and value."""
-    answer = client.predict("line", {"x": 10})
+    answer = client.predict("line", {"x": 10}, version=1)
     assert isinstance(answer, Predicted)
     assert (answer.model, answer.version) == ("line", 1)
     assert answer.prediction == pytest.approx(23.0)
@@ -144,7 +144,7 @@ def test_one_row_is_one_prediction(client: Client) -> None:
 )
 def test_many_rows_are_a_list(client: Client, rows: Any) -> None:
     """Every shape of many rows is answered by one prediction per row, in order."""
-    answers = client.predict("line", rows)
+    answers = client.predict("line", rows, version=1)
     assert [each.prediction for each in answers] == pytest.approx([5.0, 7.0])
     assert len({each.id for each in answers}) == 2
 

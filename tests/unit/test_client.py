@@ -160,7 +160,8 @@ def test_ids_are_kept(client: Client) -> None:
 
 def test_text_rows_are_read_as_numbers(client: Client) -> None:
     """Texts, as a CSV file has them, count as numbers where they are meant as such."""
-    assert client.predict("line", {"x": "4"}, text=True, version=1).prediction == pytest.approx(11.0)
+    answer = client.predict("line", {"x": "4"}, text=True, version=1)
+    assert answer.prediction == pytest.approx(11.0)
     assert client.predict("line", {"x": "4"}, text=True, ids=["texted"]).id == "texted"
     many = client.predict("line", [{"x": "1"}, {"x": "2"}], text=True)
     assert [each.prediction for each in many] == pytest.approx([5.0, 7.0])

@@ -163,7 +163,7 @@ def test_text_rows_are_read_as_numbers(client: Client) -> None:
     answer = client.predict("line", {"x": "4"}, text=True, version=1)
     assert answer.prediction == pytest.approx(11.0)
     assert client.predict("line", {"x": "4"}, text=True, ids=["texted"]).id == "texted"
-    many = client.predict("line", [{"x": "1"}, {"x": "2"}], text=True)
+    many = client.predict("line", [{"x": "1"}, {"x": "2"}], text=True, version=1)
     assert [each.prediction for each in many] == pytest.approx([5.0, 7.0])
     with pytest.raises(InvalidInput):
         client.predict("line", {"x": "4"})

@@ -121,6 +121,9 @@ def prepare(root: Path, first: list[Row]) -> None:
 @contextmanager
 def served(root: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run `loopline serve app.py` in the folder, as anybody would."""
+    # The server must not outlive the demo, not even where a shell had SIGINT ignored.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, "-m", "loopline", "serve", "app.py"]
     log = root / "server.log"
     with log.open("wb") as output:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+pytestmark = pytest.mark.usefixtures("server")
+
 ELSEWHERE = ("make", "pip", "loopline serve")
 """Commands that other tests run, or that the test starts in its own way."""
 
@@ -96,8 +99,8 @@ def test_first_code_comes_early() -> None:
     assert "badge" not in README
 
 
-def test_commands_print_what_they_are_said_to(shell: Callable[[str], str]) -> None:
-    """All commands, in order; an id in an answer is used where the README uses it later."""
+def test_readme_from_top_to_bottom(server: Server, shell: Callable[[str], str]) -> None:
+    """Every command prints what it is said to; then the Python lines, and the curl example."""
     real: dict[str, str] = {}
     ran = 0
     for command, printed in commands():
@@ -112,15 +115,20 @@ def test_commands_print_what_they_are_said_to(shell: Callable[[str], str]) -> No
             assert real.setdefault(written, made) == made
         ran += 1
     assert ran >= 9
+    run_snippet(server)
+    answers = shell(f"sh '{ROOT}/examples/curl/loop.sh'").splitlines()
+    assert len(answers) == 6
+    assert '"joined":1' in answers[1]
+    assert '"coverage":' in answers[-1]
 
 
-def test_client_snippet_runs(server: Server) -> None:
-    """The Python client's lines, against the same server."""
+def run_snippet(server: Server) -> None:
+    """Run the Python client's lines against the same server."""
     (snippet,) = [body for body in blocks("python") if "Client(" in body]
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(snippet.replace("http://127.0.0.1:8000", server.url), names)
-    assert names["answer"].version >= 1  # type: ignore[attr-defined]
-    names["client"].close()  # type: ignore[attr-defined]
+    assert names["answer"].version >= 1
+    names["client"].close()
 
 
 def test_every_command_is_in_the_table() -> None:
@@ -142,19 +150,9 @@ def test_example_sales(tmp_path: Path, shell: Callable[[str], str]) -> None:
         shell(f"cd '{tmp_path}/sales' && LOOPLINE_DATA_DIR=data {command}")
 
 
-def test_example_curl(shell: Callable[[str], str]) -> None:
-    """The loop in curl, against the README's server."""
-    answers = shell(f"sh '{ROOT}/examples/curl/loop.sh'").splitlines()
-    assert len(answers) == 6
-    assert '"joined":1' in answers[1]
-    assert '"coverage":' in answers[-1]
-
-
-def test_example_iris(
-    session_dir: Path, free_port: int, shell: Callable[[str], str], server: Server
-) -> None:
+def test_example_iris(tmp_path: Path, free_port: int, shell: Callable[[str], str]) -> None:
     """The application file of the iris example, as its README calls it."""
-    folder = session_dir / "iris"
+    folder = tmp_path / "iris"
     shutil.copytree(ROOT / "examples" / "iris", folder)
     iris = Server(folder, free_port, "app.py")
     iris.start("/readyz")

@@ -107,9 +107,9 @@ def client(request: pytest.FixtureRequest) -> Client:
     return found
 
 
-def finish_first(client: Client) -> None:
+def finish_first(client: Client, model: str | None = None) -> None:
     """Wait for the trainings that registering began, and until what they made is served."""
-    for job in client.jobs()["jobs"]:
+    for job in client.jobs(model=model)["jobs"]:
         assert client.job(job["job"], wait=60.0)["state"] == "done"
     deadline = time.monotonic() + 10.0
     while not client.ready()["ready"]:
@@ -238,7 +238,7 @@ def test_models_are_added_and_removed(client: Client) -> None:
     rows = [{"x": float(x), "y": 2.0 * x} for x in range(10)]
     told = client.add("fresh", {"model": "linear", "data": rows, "target": "y"})
     assert told["name"] == "fresh"
-    finish_first(client)
+    finish_first(client, "fresh")
     assert client.predict("fresh", {"x": 4}).prediction == pytest.approx(8.0)
     assert "fresh" in {each["name"] for each in client.models()}
     client.remove("fresh")

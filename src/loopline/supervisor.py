@@ -469,7 +469,7 @@ def main() -> None:
     """Run in a child: read the order and be what it says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
-    level = logging.DEBUG if order.settings.debug else logging.INFO
+    level = logging.DEBUG if order.settings.debug else logging.WARNING
     shape = f"%(asctime)s {order.role}-{order.slot} %(levelname)s %(message)s"
     logging.basicConfig(level=logging.WARNING, format=shape)
     logging.getLogger("loopline").setLevel(level)

@@ -85,7 +85,7 @@ class Keys:
             self._read()
         key = self._keys.get(name)
         sound = key is not None and hmac.compare_digest(
-            mac.encode(), _mac(key, format, digest).encode()
+            mac.encode("utf-8", "replace"), _mac(key, format, digest).encode()
         )
         if not sound:
             raise Tampered("The artifact's signature is not one of this installation's.")

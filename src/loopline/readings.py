@@ -29,6 +29,8 @@ from loopline.schema import Schema
 from loopline.serving import Serving
 from loopline.settings import Settings
 
+SETTLING = (0.005, 0.01, 0.02, 0.04)
+"""Seconds between looks for a prediction that may be on its way to the disk."""
 ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -180,7 +182,7 @@ class Readings:
         """Read one prediction back, with its outcome if that is known."""
         access.check(caller, "predict")
         record = self._record(model)
-        event = self.log.find(predictions_topic(model), [id]).get(id)
+        event = self._logged(model, id)
         if event is None:
             raise UnknownPrediction(f"model {model!r} has no prediction {id!r}")
         shown = _show_prediction(msgspec.convert(record.schema, Schema), model, event)
@@ -193,6 +195,15 @@ class Readings:
                 "arrival": state.arrival,
             }
         return shown
+
+    def _logged(self, model: str, id: str) -> Event | None:
+        """Find a prediction, allowing one that was answered just now the time of its commit."""
+        for pause in SETTLING:
+            found = self.log.find(predictions_topic(model), [id]).get(id)
+            if found is not None:
+                return found
+            time.sleep(pause)
+        return self.log.find(predictions_topic(model), [id]).get(id)
 
     def predictions(
         self,

@@ -198,12 +198,12 @@ class Readings:
 
     def _logged(self, model: str, id: str) -> Event | None:
         """Find a prediction, allowing one that was answered just now the time of its commit."""
+        found = self.log.find(predictions_topic(model), [id])
         for pause in SETTLING:
-            found = self.log.find(predictions_topic(model), [id]).get(id)
-            if found is not None:
-                return found
-            time.sleep(pause)
-        return self.log.find(predictions_topic(model), [id]).get(id)
+            if not found:
+                time.sleep(pause)
+                found = self.log.find(predictions_topic(model), [id])
+        return found.get(id)
 
     def predictions(
         self,

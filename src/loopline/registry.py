@@ -7,7 +7,6 @@ record, and a fitted estimator that differs from the one served becomes a new ve
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import tomllib
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from loopline import artifacts, policy
 from loopline.artifacts import Keys
 from loopline.codecs import pack_table, read_table
 from loopline.contracts import BlobStore, Store
-from loopline.errors import FieldError, InvalidInput, LooplineError
+from loopline.errors import FieldError, InvalidInput
 from loopline.model import Adopted, adopt
 from loopline.recipes import estimator
 from loopline.records import (
@@ -39,8 +38,6 @@ from loopline.schema import Schema, declare
 
 if TYPE_CHECKING:
     import pandas
-
-logger = logging.getLogger("loopline.registry")
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 LOG_MODES = ("async", "sync", "none")
@@ -413,6 +410,3 @@ def _alike(a: ModelRecord, b: ModelRecord) -> bool:
         )
 
     return bare(a) == bare(b)
-
-
-__all__ = ["Definition", "LooplineError", "Registry", "define", "read_config"]

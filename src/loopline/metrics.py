@@ -1,19 +1,25 @@
-"""Numbers about a process in the Prometheus text format 0.0.4, summable over processes.
+"""Numbers about a process in the Prometheus text format 0.0.4, summed over processes.
 
-`Metrics` belongs to one process. `snapshot` takes its numbers out as plain data that any process
-can send to another; `merge` adds snapshots up; `render` writes one out. Everything is counted per
-batch, never per row, so the cost does not show.
+`Metrics` belongs to one process. `snapshot` takes its numbers out as plain data, which a `Pool`
+leaves in a folder for the other processes of the server; `merge` adds snapshots up; `render`
+writes one out. Everything is counted per batch, never per row, so the cost does not show.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
+
+logger = logging.getLogger("loopline.metrics")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -104,6 +110,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._numbers: dict[str, dict[Labels, list[float]]] = {name: {} for name in families}
         self._samplers: dict[str, Sampler] = {}
+        self.pool: Pool | None = None
         self._pause = 0.0
         self._pause_began = 0.0
 
@@ -222,9 +229,69 @@ class Metrics:
         taken["loopline_processes"] = [((), [1.0])]
         return taken
 
-    def render(self, others: Iterable[Snapshot] = ()) -> str:
-        """The text a scrape gets: this process and `others` summed."""
+    def render(self) -> str:
+        """The text a scrape gets: this process and the others of its pool summed."""
+        others = self.pool.others() if self.pool else ()
         return render(merge([self.snapshot(), *others]))
+
+
+class Pool:
+    """What the processes of one server have counted, in a folder with a file for each.
+
+    Args:
+        folder: theirs alone.
+        pid: of the process that publishes here; 0 stands for those that have ended.
+    """
+
+    def __init__(self, folder: Path, pid: int = 0) -> None:
+        self._folder = folder
+        self._own = folder / f"{pid}.json"
+        self._due = 0.0
+
+    def clear(self) -> None:
+        """Begin a server: whatever an earlier one has left is gone."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.glob("*.json"):
+            path.unlink()
+
+    def publish(self, metrics: Metrics, now: float = math.inf) -> None:
+        """Leave this process's numbers for the others, at most once a second.
+
+        Where the disk is full they are a little old until there is room.
+        """
+        if now >= self._due:
+            self._due = now + 1.0
+            try:
+                self._write(metrics.snapshot())
+            except OSError as error:
+                logger.warning("the metrics of this process were not published: %s", error)
+                self._due = now + 10.0
+
+    def others(self) -> list[Snapshot]:
+        """What the other processes have published last, and those that have ended."""
+        found = [_read(path) for path in self._folder.glob("*.json") if path != self._own]
+        return [snapshot for snapshot in found if snapshot is not None]
+
+    def retire(self, pid: int) -> None:
+        """Keep what a process that has ended had counted, so that no total ever falls."""
+        path = self._folder / f"{pid}.json"
+        last = _read(path)
+        if last is not None:
+            counted = {name: last[name] for name in last if FAMILIES[name].kind != "gauge"}
+            self._write(merge([_read(self._own) or {}, counted]))
+            path.unlink()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        fresh = self._own.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(snapshot))
+        fresh.replace(self._own)
+
+
+def _read(path: Path) -> Snapshot | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Snapshot)
+    except FileNotFoundError:
+        return None
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:

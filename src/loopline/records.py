@@ -401,7 +401,11 @@ def new_ids(count: int = 1) -> list[str]:
     with _lock:
         first = max(fresh, _last + 1)
         _last = first + count
-    return [format_id(first + step) for step in range(count)]
+    # Only the last 48 bits differ, unless they run over.
+    head, low = format_id(first)[:24], first & 0xFFFF_FFFF_FFFF
+    if low + count > 0x1_0000_0000_0000:
+        return [format_id(first + step) for step in range(count)]
+    return [f"{head}{number:012x}" for number in range(low, low + count)]
 
 
 def new_id() -> str:

@@ -15,11 +15,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from loopline import access
+from loopline import access, codecs
 from loopline.access import Caller
 from loopline.artifacts import Keys
 from loopline.artifacts import load as load_artifact
@@ -74,20 +74,56 @@ class Ask(msgspec.Struct):
     """One request for predictions.
 
     `value` is whatever the schema's `parse` accepts; `text` says that it came as text (a form).
+    An adapter that has not decoded its request hands it over as `body`, of content type `kind`.
     `deadline` is a reading of the monotonic clock, in seconds.
     """
 
     model: str
-    value: Any
+    value: Any = None
     text: bool = False
     ids: Sequence[str] | None = None
     version: int | None = None
     alias: str | None = None
     deadline: float | None = None
     caller: Caller = access.TRUSTED
+    body: bytes | None = None
+    kind: str = codecs.JSON
 
 
 Answer = Answered | LooplineError
+
+
+class Waiter(Protocol):
+    """Somebody on the event loop who waits for the answer to a request."""
+
+    ask: Ask
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits any more: answered already, or hung up."""
+
+    def settle(self, answer: Answer) -> None:
+        """Take the answer, or the error."""
+
+
+class _Awaited:
+    """A coroutine that waits."""
+
+    __slots__ = ("ask", "future")
+
+    def __init__(self, ask: Ask, future: asyncio.Future[Answered]) -> None:
+        self.ask = ask
+        self.future = future
+
+    @property
+    def gone(self) -> bool:
+        return self.future.done()
+
+    def settle(self, answer: Answer) -> None:
+        if isinstance(answer, LooplineError):
+            self.future.set_exception(answer)
+        else:
+            self.future.set_result(answer)
 
 
 class Loaded:
@@ -98,6 +134,8 @@ class Loaded:
         self.version = version
         self.adopted = adopted
         self.schema = msgspec.convert(record.schema, Schema)
+        self.decode = self.schema.decoder()
+        self._cheap = adopted.cheap
         self.seconds = 0.0
         self._lock = threading.Lock()
 
@@ -105,14 +143,15 @@ class Loaded:
     def inline(self) -> bool:
         """Whether its calls are short enough for the event loop."""
         sync = self.record.options.get("log") == "sync"
-        return self.adopted.cheap and self.seconds < INLINE_LIMIT and not sync
+        return self._cheap and self.seconds < INLINE_LIMIT and not sync
 
     def call(self, rows: Sequence[Row]) -> tuple[list[Any], list[tuple[float, ...]] | None]:
         """Call the model once for all rows, timing it."""
-        began = time.perf_counter()
         with self._lock:
+            # This thread's own time: on a busy machine the clock on the wall says something else.
+            began = time.thread_time()
             answers = self.adopted.answer(self.schema, rows)
-        self.seconds += 0.2 * (time.perf_counter() - began - self.seconds)
+            self.seconds += 0.2 * (time.thread_time() - began - self.seconds)
         return answers.outputs, answers.probabilities
 
     def warm_up(self) -> None:
@@ -137,7 +176,7 @@ class Service:
         self.resident: OrderedDict[int, Loaded] = OrderedDict()
         self.champion: Loaded | None = None
         self.trouble: str | None = None
-        self.queue: list[tuple[Ask, asyncio.Future[Answered]]] = []
+        self.queue: list[Waiter] = []
         self.running = 0
         self.armed = False
 
@@ -267,6 +306,11 @@ class Serving:
             raise UnknownModel(f"there is no model {model!r}; models here: {names}")
         return service
 
+    def can_answer(self, model: str) -> bool:
+        """Whether a champion stands ready, as far as this process knows."""
+        service = self._services.get(model)
+        return service is not None and service.champion is not None and service.trouble is None
+
     def services(self) -> list[Service]:
         """All models, by name."""
         return [self._services[name] for name in sorted(self._services)]
@@ -313,11 +357,22 @@ class Serving:
         return answer
 
     def submit(self, ask: Ask) -> asyncio.Future[Answered]:
+        """Queue one request of this event loop, and await its answer.
+
+        Raises:
+            Overloaded: as many requests wait for this model as settings allow.
+        """
+        future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        self.enqueue(_Awaited(ask, future))
+        return future
+
+    def enqueue(self, waiter: Waiter) -> None:
         """Queue one request of this event loop; it is answered with its turn's batch.
 
         Raises:
             Overloaded: as many requests wait for this model as settings allow.
         """
+        ask = waiter.ask
         access.check(ask.caller, "predict")
         service = self.service(ask.model)
         if service.trouble is not None:
@@ -328,11 +383,12 @@ class Serving:
                 f"{len(service.queue)} requests wait for model {ask.model!r} already",
                 retry_after=1.0,
             )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answered] = loop.create_future()
-        service.queue.append((ask, future))
-        self._arm(service, loop)
-        return future
+        service.queue.append(waiter)
+        if service.running:
+            left = (ask.deadline or _far()) - time.monotonic()
+            asyncio.get_running_loop().call_later(max(0.0, left), _expire, waiter)
+        elif not service.armed:
+            self._arm(service, asyncio.get_running_loop())
 
     def _arm(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         if service.queue and not service.armed and not service.running:
@@ -346,7 +402,7 @@ class Serving:
             try:
                 loaded = self._ready(service, *key)
                 if loaded is not None and loaded.inline:
-                    self._settle(group, self.answer(loaded, [ask for ask, _ in group]))
+                    _settle(group, self.answer(loaded, [waiter.ask for waiter in group]))
                 else:
                     self._cross(service, loop, group, key)
             except LooplineError as error:
@@ -363,12 +419,12 @@ class Serving:
         self,
         service: Service,
         loop: asyncio.AbstractEventLoop,
-        group: list[tuple[Ask, asyncio.Future[Answered]]],
+        group: list[Waiter],
         key: tuple[int | None, str | None],
     ) -> None:
         """Answer on the thread; meanwhile newcomers gather."""
         service.running += 1
-        asks = [ask for ask, _ in group]
+        asks = [waiter.ask for waiter in group]
 
         def work() -> Sequence[Answer]:
             return self.answer(self.loaded(service.record.name, *key), asks)
@@ -386,7 +442,7 @@ class Serving:
         self,
         service: Service,
         loop: asyncio.AbstractEventLoop,
-        group: list[tuple[Ask, asyncio.Future[Answered]]],
+        group: list[Waiter],
         finished: Future[Sequence[Answer]],
         alarm: _Alarm,
     ) -> None:
@@ -398,22 +454,22 @@ class Serving:
         elif (error := finished.exception()) is not None:
             _refuse(group, error if isinstance(error, LooplineError) else _failed(error))
         else:
-            self._settle(group, finished.result())
+            _settle(group, finished.result())
         self._arm(service, loop)
 
     def _hung(
         self,
         service: Service,
         running: Future[Sequence[Answer]],
-        group: list[tuple[Ask, asyncio.Future[Answered]]],
+        group: list[Waiter],
         alarm: _Alarm,
     ) -> None:
         """A deadline passed: answer those callers, and give other models a thread of their own."""
         now = time.monotonic()
-        late = [(ask, future) for ask, future in group if (ask.deadline or _far()) <= now]
+        late = [waiter for waiter in group if (waiter.ask.deadline or _far()) <= now]
         _refuse(late, TimedOut("the model did not answer before the deadline"))
         self._metrics.timed_out(service.record.name)
-        alarm.set([item for item in group if not item[1].done()])
+        alarm.set([waiter for waiter in group if not waiter.gone])
         if running.done() or service.trouble is not None or not running.running():
             return
         name = service.record.name
@@ -423,17 +479,6 @@ class Serving:
         _refuse(waiting, NotReady(service.trouble, retry_after=1.0))
         abandoned, self._thread = self._thread, self._new_thread()
         abandoned.shutdown(wait=False)
-
-    def _settle(
-        self, group: list[tuple[Ask, asyncio.Future[Answered]]], answers: Sequence[Answer]
-    ) -> None:
-        for (_, future), answer in zip(group, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, LooplineError):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
 
     # The one place.
 
@@ -471,7 +516,7 @@ class Serving:
     def _parse(self, loaded: Loaded, ask: Ask, now: float) -> tuple[list[Row], bool]:
         if ask.deadline is not None and ask.deadline <= now:
             raise TimedOut("the deadline passed before the model was asked")
-        rows, many = loaded.schema.parse(ask.value, text=ask.text)
+        rows, many = _read(loaded, ask)
         if len(rows) > self._settings.max_rows:
             raise TooLarge(
                 f"{len(rows)} rows in one request; at most {self._settings.max_rows} are taken"
@@ -577,11 +622,11 @@ class _Alarm:
         self._act = act
         self._timer: asyncio.TimerHandle | None = None
 
-    def set(self, group: list[tuple[Ask, asyncio.Future[Answered]]]) -> None:
+    def set(self, group: Sequence[Waiter]) -> None:
         """Wait for the next deadline among these."""
         self.cancel()
         if group:
-            left = min(ask.deadline or _far() for ask, _ in group) - time.monotonic()
+            left = min(waiter.ask.deadline or _far() for waiter in group) - time.monotonic()
             self._timer = self._loop.call_later(max(0.0, left), self._act)
 
     def cancel(self) -> None:
@@ -594,25 +639,58 @@ def _far() -> float:
     return time.monotonic() + 3600.0
 
 
-def _grouped(
-    waiting: list[tuple[Ask, asyncio.Future[Answered]]],
-) -> dict[tuple[int | None, str | None], list[tuple[Ask, asyncio.Future[Answered]]]]:
-    groups: dict[Any, list[tuple[Ask, asyncio.Future[Answered]]]] = {}
-    for item in waiting:
-        if not item[1].cancelled():
-            groups.setdefault((item[0].version, item[0].alias), []).append(item)
+def _grouped(waiting: list[Waiter]) -> dict[tuple[int | None, str | None], list[Waiter]]:
+    groups: dict[Any, list[Waiter]] = {}
+    for waiter in waiting:
+        if not waiter.gone:
+            groups.setdefault((waiter.ask.version, waiter.ask.alias), []).append(waiter)
     return groups
 
 
-def _refuse(group: list[tuple[Ask, asyncio.Future[Answered]]], error: LooplineError) -> None:
-    for _, future in group:
-        if not future.done():
-            future.set_exception(error)
+def _settle(group: Sequence[Waiter], answers: Sequence[Answer]) -> None:
+    for waiter, answer in zip(group, answers, strict=True):
+        if not waiter.gone:
+            try:
+                waiter.settle(answer)
+            except Exception:  # one that cannot be told must not keep the others from it
+                logger.exception("an answer could not be delivered")
+
+
+def _refuse(group: Sequence[Waiter], error: LooplineError) -> None:
+    _settle(group, [error] * len(group))
+
+
+def _expire(waiter: Waiter) -> None:
+    _refuse([waiter], TimedOut("there was no answer before the deadline"))
 
 
 def _failed(error: BaseException) -> ModelFailed:
     logger.error("a batch failed", exc_info=error)
     return ModelFailed(f"{type(error).__name__}: {error}")
+
+
+def _read(loaded: Loaded, ask: Ask) -> tuple[list[Row], bool]:
+    """The rows of a request, and whether it wants a list back."""
+    if ask.body is not None:
+        if loaded.decode is not None and ask.kind == codecs.JSON:
+            try:
+                return [loaded.decode(ask.body)], False
+            except msgspec.DecodeError:
+                pass  # not one plain row: the long way reads it, or says what is wrong
+        ask.value, ask.text = codecs.read(ask.body, ask.kind)
+        ask.value, ask.ids = _take_ids(ask.value, ask.ids)
+    return loaded.schema.parse(ask.value, text=ask.text)
+
+
+def _take_ids(value: Any, given: Sequence[str] | None) -> tuple[Any, Sequence[str] | None]:
+    """Take the ids out of an envelope; what remains keeps its JSON Pointers."""
+    if not isinstance(value, dict) or value.keys() != {"inputs", "ids"}:
+        return value, given
+    ids = value["ids"]
+    if not isinstance(ids, list):
+        detail = "the ids are an array of texts, one for each row"
+        raise InvalidInput(detail, fields=[FieldError("/ids", detail)])
+    return {"inputs": value["inputs"]}, ids
 
 
 def _check_ids(ids: Sequence[str], rows: int) -> None:

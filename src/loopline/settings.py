@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     port: int = 8000
     processes: int = 1
     workers: int = 1
+    lane: bool = True  # answer plain predictions in front of the ASGI application
     root_path: str = ""  # path prefix behind a reverse proxy
     token_required: bool = False
     insecure: bool = False

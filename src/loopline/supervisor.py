@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import select
 import signal
@@ -28,6 +29,7 @@ from typing import Any
 import msgspec
 
 from loopline.errors import InvalidInput, LooplineError, Unavailable
+from loopline.metrics import Pool
 from loopline.opening import ServerFile, locked, open_keeper, open_served, write_server_file
 from loopline.settings import Settings, data_path
 
@@ -36,6 +38,8 @@ logger = logging.getLogger("loopline.supervisor")
 HEALTHY = 1.0
 """Seconds a process has to live for its death not to count as part of a series."""
 BACK_OFF = (0.0, 0.0, 0.5, 1.0, 2.0)
+METRICS = "metrics"
+"""The folder in the data directory where processes leave their numbers."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -51,6 +55,7 @@ class Order(msgspec.Struct):
     files: list[str] = []
     socket: int | None = None
     ready: int | None = None
+    successor: bool = False
 
 
 class Process:
@@ -66,12 +71,14 @@ class Process:
         self._short_lives = 0
         self._due = 0.0
         self._ready: int | None = None
+        self._leaving: subprocess.Popen[bytes] | None = None
+        self._leave_by = math.inf
 
-    def start(self) -> None:
-        """Start a fresh interpreter for this slot."""
+    def start(self, successor: bool = False) -> None:
+        """Start a fresh interpreter for this slot; a successor only if all its models load."""
         read, write = os.pipe()
         descriptors = [write]
-        order = msgspec.structs.replace(self.order, ready=write)
+        order = msgspec.structs.replace(self.order, ready=write, successor=successor)
         if self._socket is not None:
             order.socket = self._socket.fileno()
             descriptors.append(order.socket)
@@ -109,7 +116,7 @@ class Process:
         """
         assert self.process is not None
         code = self.process.poll()
-        if code is None:
+        if code is None or self._leaving is not None:
             return False
         if self._due == 0.0:
             self._short_lives = self._short_lives + 1 if now - self._started < HEALTHY else 0
@@ -120,31 +127,80 @@ class Process:
             return False
         self._due = 0.0
         self.restarts += 1
-        self._close_pipes()
+        _end(self.process, 0.0)
+        self._close_ready()
         self.start()
         return True
 
+    def roll(self, grace: float) -> int | None:
+        """Do the next step of giving the slot to a fresh process, without a failed call.
+
+        The successor serves before its predecessor is told to leave, and both share the socket.
+
+        Returns:
+            The predecessor's process id once it is gone (the successor's own, if that is what
+            ended, and the predecessor stayed); None before.
+        """
+        assert self.process is not None
+        if self._leaving is None:
+            self._close_ready()
+            self._leaving, self._leave_by = self.process, math.inf
+            self.start(successor=True)
+        elif self._ready is not None:
+            return self._welcome(grace)
+        elif self._leaving.poll() is not None or time.monotonic() > self._leave_by:
+            gone, self._leaving = self._leaving, None
+            _end(gone, 0.0)
+            return gone.pid
+        return None
+
+    def _welcome(self, grace: float) -> int | None:
+        """Let the predecessor leave if the successor is ready; keep it if there is none."""
+        assert self.process is not None and self._ready is not None and self._leaving is not None
+        if not select.select([self._ready], [], [], 0.0)[0]:
+            return None
+        said = self.wait_ready(0.0)
+        if said == "ready":
+            self._leave_by = time.monotonic() + grace
+            self._leaving.send_signal(signal.SIGHUP)
+            return None
+        logger.error("%s keeps its process, the new one said: %s", self.name, said)
+        failed, self.process, self._leaving = self.process, self._leaving, None
+        _end(failed, 1.0)
+        return failed.pid
+
     def stop(self, grace: float) -> None:
         """Ask it to drain and end; kill it when it does not in time."""
-        if self.process is None:
-            return
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(grace)
-            except subprocess.TimeoutExpired:
+        for process in (self._leaving, self.process):
+            if process is not None and not _end(process, grace):
                 logger.error("%s did not stop in %g s; killed", self.name, grace)
-                self.process.kill()
-                self.process.wait()
-        self._close_pipes()
+        self._close_ready()
 
-    def _close_pipes(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
+    def _close_ready(self) -> None:
         if self._ready is not None:
             os.close(self._ready)
             self._ready = None
+
+
+def _end(process: subprocess.Popen[bytes], grace: float) -> bool:
+    """End a process, by force if it does not do so in time, and let go of its pipe.
+
+    Returns:
+        Whether no force was needed.
+    """
+    gentle = True
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            gentle = False
+            process.kill()
+            process.wait()
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    return gentle
 
 
 class Supervisor:
@@ -173,6 +229,9 @@ class Supervisor:
         self._announce = announce
         self._wake_read, self._wake_write = os.pipe()
         self._stopping = False
+        self._asked_to_roll = False
+        self._rolling: list[Process] = []
+        self._pool = Pool(data_path(settings) / METRICS)
 
     def run(self) -> None:
         """Start everything, tend it, and drain it at the end.
@@ -192,6 +251,7 @@ class Supervisor:
             )
             found.started = time.time()
             write_server_file(root, found)
+            self._pool.clear()
             self._tend(found, root, sock)
 
     def _order(self, role: str, slot: int, **more: Any) -> Order:
@@ -236,11 +296,28 @@ class Supervisor:
             started.append(process)
 
     def _look(self, started: list[Process], keeper: Process, found: ServerFile, root: Path) -> None:
-        select.select([self._wake_read], [], [], 0.05)
+        if select.select([self._wake_read], [], [], 0.05)[0]:
+            os.read(self._wake_read, 64)
         now = time.monotonic()
         for process in started:
-            if not self._stopping and process.tend(now) and process is keeper:
-                self._meet(keeper, found, root)
+            assert process.process is not None
+            before = process.process.pid
+            if not self._stopping and process.tend(now):
+                self._pool.retire(before)
+                if process is keeper:
+                    self._meet(keeper, found, root)
+        self._roll(started)
+
+    def _roll(self, started: list[Process]) -> None:
+        """Give the replicas fresh processes, one after the other."""
+        if self._asked_to_roll and not self._rolling:
+            self._asked_to_roll = False
+            self._rolling = [each for each in started if each.order.role == "replica"]
+        if self._rolling and not self._stopping:
+            gone = self._rolling[0].roll(self.settings.drain + 2.0)
+            if gone is not None:
+                self._pool.retire(gone)
+                self._rolling.pop(0)
 
     def _meet(self, keeper: Process, found: ServerFile, root: Path) -> None:
         """Learn from a new keeper where it listens, and tell everyone."""
@@ -269,11 +346,15 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Any:
-        def stop(number: int, frame: object) -> None:
-            self._stopping = True
+        def heed(number: int, frame: object) -> None:
+            if number == signal.SIGHUP:
+                self._asked_to_roll = True
+            else:
+                self._stopping = True
             os.write(self._wake_write, b"x")
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        heeded = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.signal(number, heed) for number in heeded}
         try:
             yield
         finally:
@@ -376,11 +457,22 @@ def _run_replica(order: Order, parent: _Parent) -> None:
             _say(order, error.detail)
             raise SystemExit(1) from None
     loop.serving.refresh(force=True)
+    troubles = [service.trouble for service in loop.serving.services() if service.trouble]
+    if order.successor and troubles:
+        _say(order, "; ".join(troubles))
+        raise SystemExit(1)
     settle_memory()
+    pool = loop.metrics.pool = Pool(data_path(order.settings) / METRICS, os.getpid())
+
+    def also() -> None:
+        pool.publish(loop.metrics, time.monotonic())
+        watch()
+
     # The collection itself is the pause to avoid, so while serving there is only the freeze.
-    follower = Follower(loop, watch, gc.freeze)
+    follower = Follower(loop, also, gc.freeze)
     threading.Thread(target=follower.run, name="follower", daemon=True).start()
     _serve_http(order, loop, parent)
+    pool.publish(loop.metrics)
     follower.stop()
     loop.serving.close()
     parts.close()
@@ -415,54 +507,24 @@ def _register(order: Order, registry: Any) -> Callable[[], None]:
 
 
 def _serve_http(order: Order, loop: Any, parent: _Parent) -> None:
-    import uvicorn
-
     from loopline.adapters.http import create
+    from loopline.adapters.lane import Server
 
-    settings = order.settings
-    config = uvicorn.Config(
-        create(loop),
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=max(1, int(settings.drain)),
-        root_path=settings.root_path,
-    )
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Any:
-            yield
-
-    server = Server(config)
     assert order.socket is not None
+    settings, door = order.settings, create(loop)
     sock = socket.socket(fileno=order.socket)
+    lane = (door.admit, door.tally) if settings.lane else ()
+    server = Server(door, sock, settings.drain, settings.root_path, *lane)
 
-    async def main() -> None:
+    def started() -> None:
         running = asyncio.get_running_loop()
-
-        def leave() -> None:
-            server.should_exit = True
-
-        running.add_signal_handler(signal.SIGTERM, leave)
-        parent.watch(partial(_from_thread, running, leave))
-        serving = asyncio.ensure_future(server.serve(sockets=[sock]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.005)
+        running.add_signal_handler(signal.SIGTERM, server.leave)
+        running.add_signal_handler(signal.SIGHUP, server.leave, True)
+        parent.watch(server.leave)
         _say(order, "ready")
-        await serving
 
-    if sys.platform != "win32":
-        import uvloop
-
-        uvloop.run(main())
-    else:
-        asyncio.run(main())
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
-    loop.call_soon_threadsafe(act)
+    server.run(started)
+    door.close()
 
 
 def main() -> None:

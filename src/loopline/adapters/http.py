@@ -17,7 +17,7 @@ from litestar.response import Stream
 
 from loopline.access import TRUSTED, Caller
 from loopline.adapters.http_openapi import Route
-from loopline.adapters.http_predict import QUERIES, predict
+from loopline.adapters.http_predict import QUERIES, ROUTE, Express, predict
 from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
 from loopline.adapters.http_wire import (
     Answer,
@@ -28,12 +28,15 @@ from loopline.adapters.http_wire import (
     Receive,
     Refused,
     Send,
+    bearer,
+    inside,
     problem,
     read_query,
+    request_id,
 )
+from loopline.adapters.lane import HUNG_UP, Tally
 from loopline.errors import Forbidden
 from loopline.loop import Loop
-from loopline.records import new_id
 
 Req = Request[Any, Any, Any]
 
@@ -41,8 +44,6 @@ DESK = "loopline.desk"
 OPEN = frozenset({"/livez", "/readyz", "/ping", *FILES})
 """Paths that need no token: health, and a page that holds nothing but a form for the token."""
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_PREDICT = re.compile(r"/v1/models/([^/]+)/predict")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 
 
 def create(loop: Loop, *, quick: bool = True) -> Door:
@@ -121,6 +122,8 @@ def _on_error(request: Req, error: Exception) -> Response[bytes] | Stream:
 class Door:
     """The outermost ASGI application: finds the caller, answers predictions, hands on the rest.
 
+    `admit` and `tally` are for the fast lane of a server, which answers predictions in its stead.
+
     Args:
         loop: whose verbs are offered.
         router: the application behind the door.
@@ -128,13 +131,18 @@ class Door:
     """
 
     def __init__(self, loop: Loop, router: Litestar, quick: bool = True) -> None:
-        self.in_flight = 0
+        self.tally = Tally()
+        self.admit = Express(loop).admit
         self._loop = loop
         self._router = router
         self._quick = quick
         self._crossing = Crossing()
-        loop.metrics.sample("loopline_in_flight", lambda: {(): self.in_flight})
+        loop.metrics.sample("loopline_in_flight", lambda: {(): self.tally.in_flight})
+        loop.metrics.sample("loopline_http_requests_total", self._statuses)
         loop.metrics.sample("loopline_queue_requests", self._queues)
+
+    def _statuses(self) -> dict[tuple[str, ...], float]:
+        return {(str(status),): count for status, count in self.tally.statuses.items()}
 
     def _queues(self) -> dict[tuple[str, ...], float]:
         return {(s.record.name,): len(s.queue) for s in self._loop.serving.services()}
@@ -148,26 +156,25 @@ class Door:
             await self._router(scope, receive, send)  # type: ignore[arg-type]
             return
         counted = _Counted(send, scope["method"] == "HEAD")
-        self.in_flight += 1
+        self.tally.in_flight += 1
         try:
             await self._admit(scope, receive, counted)
         finally:
-            self.in_flight -= 1
-            labels = (str(counted.status or 499),)
-            self._loop.metrics.add("loopline_http_requests_total", 1.0, labels)
+            self.tally.in_flight -= 1
+            self.tally.statuses[counted.status or HUNG_UP] += 1
 
     async def _admit(self, scope: Any, receive: Receive, send: Send) -> None:
         headers: Headers = dict(scope["headers"])
         prefix = (scope.get("root_path") or self._loop.settings.root_path).rstrip("/")
-        path, method = _inside(scope["path"], prefix), scope["method"]
-        id = _request_id(headers)
+        path, method = inside(scope["path"], prefix), scope["method"]
+        id = request_id(headers)
         desk = Desk(self._loop, self._crossing, TRUSTED, headers, receive, id, prefix)
         try:
             if path not in OPEN:
                 desk.caller = await self._identify(headers)
             if method in CHANGING and not self._loop.access.required:
                 _check_origin(headers)
-            found = _PREDICT.fullmatch(path) if method == "POST" and self._quick else None
+            found = ROUTE.fullmatch(path) if method == "POST" and self._quick else None
             if found is not None:
                 desk.path = {"model": found[1]}
                 desk.query = read_query(scope["query_string"], QUERIES)
@@ -178,12 +185,11 @@ class Door:
         except Exception as error:
             await _respond(send, problem(error, desk.instance, self._loop.settings.debug))
             return
-        inside = {**scope, "path": path, "root_path": "", DESK: desk}
-        await self._router(inside, receive, send)  # type: ignore[arg-type]
+        within = {**scope, "path": path, "root_path": "", DESK: desk}
+        await self._router(within, receive, send)  # type: ignore[arg-type]
 
     async def _identify(self, headers: Headers) -> Caller:
-        kind, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        text = token.strip() if kind.lower() == "bearer" else None
+        text = bearer(headers)
         access = self._loop.access
         caller = access.recall(text)
         return await self._crossing.run(access.identify, text) if caller is None else caller
@@ -219,21 +225,6 @@ async def _respond(send: Send, answer: Answer) -> None:
     ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _inside(path: str, prefix: str) -> str:
-    """The path as the routes have it, whether or not a proxy has cut the prefix off."""
-    while prefix and (path == prefix or path.startswith(f"{prefix}/")):
-        path = path[len(prefix) :] or "/"
-    return path
-
-
-def _request_id(headers: Headers) -> str:
-    """The caller's `X-Request-Id` if it can stand in a URI and in a log line, else a new id."""
-    given = headers.get(b"x-request-id")
-    if given is not None and _REQUEST_ID.fullmatch(text := given.decode("latin-1")):
-        return text
-    return new_id()
 
 
 def _check_origin(headers: Headers) -> None:

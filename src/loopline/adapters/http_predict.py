@@ -1,18 +1,36 @@
-"""The predict route over HTTP: read the body, submit to the batch, write the answer."""
+"""The predict route over HTTP: from a request's head and body to the batch, and its answer back.
+
+`predict` is the route of the ASGI application. `Express` is the same for the fast lane, in front
+of it: it takes the plain requests, which nearly all are, and leaves the rest to the application.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import re
 import time
 from typing import Any
 
 import msgspec
 
 from loopline import codecs
-from loopline.access import TRUSTED
-from loopline.adapters.http_wire import Answer, Desk, Query
-from loopline.errors import FieldError, InvalidInput, NotReady, TimedOut
+from loopline.access import TRUSTED, Caller
+from loopline.adapters.http_wire import (
+    Answer,
+    Desk,
+    Headers,
+    Query,
+    bearer,
+    inside,
+    problem,
+    read_query,
+    request_id,
+    too_large,
+)
+from loopline.adapters.lane import Held, Request
+from loopline.errors import FieldError, InvalidInput, LooplineError, NotReady
+from loopline.loop import Loop
 from loopline.records import Prediction
+from loopline.serving import Answer as Said
 from loopline.serving import Answered, Ask
 
 PATIENCE = 3600.0
@@ -23,51 +41,52 @@ QUERIES = (
     Query("timeout", "number", 0.001, PATIENCE, description="Seconds until a 504."),
     Query("probabilities", "boolean", description="Add them, by class."),
 )
+ROUTE = re.compile(r"/v1/models/([^/]+)/predict")
+_MOST_PATHS = 1000
+_PLAIN = frozenset({b"application/json", b"application/json; charset=utf-8"})
+_ANY = frozenset({b"*/*", b"application/json"})
+
+Options = dict[str, Any]
 
 
 async def predict(desk: Desk) -> Answer:
     """Predict one row or many; the header `Prediction-Id` or `ids` in the body name them."""
-    model, query = desk.path["model"], desk.query
-    value, text = await desk.value()
-    value, ids = _take_ids(value, desk.header("prediction-id"))
-    probabilities = query.get("probabilities", False)
-    if probabilities:
-        _check_probabilities(desk, model)
-    limit = query.get("timeout") or desk.loop.settings.timeout
-    ask = Ask(
-        model,
-        value,
-        text,
-        ids,
-        query.get("version"),
-        query.get("alias"),
-        time.monotonic() + limit,
-        desk.caller,
-    )
+    model = desk.path["model"]
+    _check_probabilities(desk.loop, model, desk.query)
+    ask = _ask(desk.loop, model, desk.query, desk.headers, desk.caller)
+    ask.kind = desk.kind()
+    ask.body = await desk.body()
     try:
-        answered = await asyncio.wait_for(desk.loop.serving.submit(ask), limit)
-    except TimeoutError:
-        raise TimedOut(f"there was no answer within {limit:g} s") from None
+        answered = await desk.loop.serving.submit(ask)
     except NotReady as error:
         await _say_when(desk, model, error)
         raise
-    return _render(answered, probabilities, _format(desk))
+    return _render(answered, desk.query, _format(desk.headers, ask.kind))
 
 
-def _take_ids(value: Any, header: str | None) -> tuple[Any, list[Any] | None]:
-    """Take the ids out of an envelope; what remains keeps its JSON Pointers."""
-    if isinstance(value, dict) and value.keys() == {"inputs", "ids"}:
-        ids = value["ids"]
-        if not isinstance(ids, list):
-            detail = "the ids are an array of texts, one for each row"
-            raise InvalidInput(detail, fields=[FieldError("/ids", detail)])
-        return {"inputs": value["inputs"]}, ids
-    return value, None if header is None else [header]
+def _ask(loop: Loop, model: str, query: Options, headers: Headers, caller: Caller) -> Ask:
+    """What the head of a request asks for; its body is still to come."""
+    id = headers.get(b"prediction-id")
+    return Ask(
+        model,
+        ids=None if id is None else [id.decode("latin-1")],
+        version=query.get("version"),
+        alias=query.get("alias"),
+        deadline=time.monotonic() + _limit(loop, query),
+        caller=caller,
+    )
 
 
-def _check_probabilities(desk: Desk, model: str) -> None:
-    record = desk.loop.serving.service(model).record
-    if "predict_proba" not in record.capabilities:
+def _limit(loop: Loop, query: Options) -> float:
+    """How many seconds the answer may take."""
+    limit: float = query.get("timeout") or loop.settings.timeout
+    return limit
+
+
+def _check_probabilities(loop: Loop, model: str, query: Options) -> None:
+    if not query.get("probabilities"):
+        return
+    if "predict_proba" not in loop.serving.service(model).record.capabilities:
         detail = f"model {model!r} does not give probabilities"
         raise InvalidInput(detail, fields=[FieldError("?probabilities", detail)])
 
@@ -82,21 +101,19 @@ async def _say_when(desk: Desk, model: str, error: NotReady) -> None:
                 error.retry_after = 2.0
 
 
-def _format(desk: Desk) -> str:
+def _format(headers: Headers, kind: str) -> str:
     """The answer's content type: what is accepted, or else as the request came."""
-    accept = desk.headers.get(b"accept", b"*/*")
-    for kind, word in ((codecs.MSGPACK, b"msgpack"), (codecs.NDJSON, b"ndjson")):
-        if word in accept or (accept == b"*/*" and kind == codecs.kind_of(_kind(desk))):
-            return kind
+    accept = headers.get(b"accept", b"*/*")
+    for each, word in ((codecs.MSGPACK, b"msgpack"), (codecs.NDJSON, b"ndjson")):
+        if word in accept or (accept == b"*/*" and each == kind):
+            return each
     return codecs.JSON
 
 
-def _kind(desk: Desk) -> str | None:
-    return desk.header("content-type")
-
-
-def _render(answered: Answered, probabilities: bool, kind: str) -> Answer:
-    names = [class_name(each) for each in answered.classes or ()] if probabilities else None
+def _render(answered: Answered, query: Options, kind: str) -> Answer:
+    names = None
+    if query.get("probabilities"):
+        names = [class_name(each) for each in answered.classes or ()]
     head = {"model": answered.model, "version": answered.version}
     shown = [_show(each, answered.version, names) for each in answered.predictions]
     if kind == codecs.NDJSON:
@@ -119,3 +136,108 @@ def _show(prediction: Prediction, version: int, names: list[str] | None) -> dict
 def class_name(label: Any) -> str:
     """A class as the key of a JSON object."""
     return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+class Express:
+    """The predict route for the fast lane.
+
+    Args:
+        loop: whose verb it is.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._models: dict[bytes, str | None] = {}
+
+    def admit(self, url: bytes, held: Held) -> _Head | None:
+        """Understand a POST whose head is plain; see `lane.Admit`.
+
+        What needs another content type than JSON, or an answer from somewhere else than the
+        batch, is left to the application, and so is every head that is wrong.
+        """
+        path, _, raw = url.partition(b"?")
+        model = self._models.get(path) or self._model(path)
+        if model is None:
+            return None
+        headers: Headers = dict(held)
+        loop, kind = self.loop, headers.get(b"content-type")
+        length = headers.get(b"content-length", b"0")
+        if (
+            (kind is not None and kind not in _PLAIN)
+            or headers.get(b"accept", b"*/*") not in _ANY
+            or b"origin" in headers
+            or b"content-encoding" in headers
+            or not length.isdigit()
+            or int(length) > loop.settings.max_body
+        ):
+            return None
+        try:
+            query = read_query(raw, QUERIES)
+            _check_probabilities(loop, model, query)
+        except LooplineError:
+            return None
+        return _Head(loop, model, query, headers)
+
+    def _model(self, path: bytes) -> str | None:
+        """The model whose route a path is, found once and then remembered."""
+        if not path.startswith(b"/") or b"%" in path or b"#" in path:
+            return None
+        found = ROUTE.fullmatch(inside(path.decode("latin-1"), self.loop.settings.root_path))
+        if found is None:
+            return None
+        if len(self._models) >= _MOST_PATHS:
+            self._models.clear()
+        return self._models.setdefault(path, found[1])
+
+
+class _Head:
+    """The head of a request for predictions."""
+
+    __slots__ = ("headers", "loop", "model", "query", "token")
+
+    def __init__(self, loop: Loop, model: str, query: Options, headers: Headers) -> None:
+        self.loop = loop
+        self.model = model
+        self.query = query
+        self.headers = headers
+        self.token = bearer(headers)
+
+    def open(self) -> Request | None:
+        """Take a request, unless the store has to be asked who calls, or no champion is ready."""
+        caller = self.loop.access.recall(self.token)
+        if caller is None or not self.loop.serving.can_answer(self.model):
+            return None
+        return _Predict(self, _ask(self.loop, self.model, self.query, self.headers, caller))
+
+
+class _Predict(Request):
+    """One request for predictions in the lane, waiting for its batch."""
+
+    __slots__ = ("ask", "head")
+
+    def __init__(self, head: _Head, ask: Ask) -> None:
+        super().__init__(head.loop.settings.max_body)
+        self.head = head
+        self.ask = ask
+
+    def complete(self) -> None:
+        self.ask.body = bytes(self.body)
+        try:
+            self.head.loop.serving.enqueue(self)
+        except LooplineError as error:
+            self.settle(error)
+
+    def refuse(self) -> None:
+        self.settle(too_large(self.limit))
+
+    def settle(self, said: Said) -> None:
+        """Write the answer, or the problem."""
+        head = self.head
+        try:
+            if isinstance(said, LooplineError):
+                raise said
+            answer = _render(said, head.query, codecs.JSON)
+        except Exception as error:  # the same way as any route's
+            answer = problem(error, request_id(head.headers), head.loop.settings.debug)
+        assert isinstance(answer.body, bytes)
+        self.reply(answer.status, answer.media_type, answer.body, answer.headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from loopline.adapters.status import HTTP_ONLY, http_retry_after, http_status
 from loopline.errors import FieldError, InvalidInput, LooplineError, Overloaded, TooLarge
 from loopline.facts import parse_time
 from loopline.loop import Loop
+from loopline.records import new_id
 
 logger = logging.getLogger("loopline.http")
 
@@ -30,6 +32,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PROBLEM = "application/problem+json"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 READABLE = (codecs.JSON, codecs.MSGPACK, codecs.FORM, codecs.CSV, codecs.NDJSON)
 
 
@@ -255,7 +258,7 @@ class Desk(msgspec.Struct):
         limit = self.loop.settings.max_body
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         message = await self.receive()
         body: bytes = message.get("body", b"")
         chunks, size = [body], len(body)
@@ -266,7 +269,7 @@ class Desk(msgspec.Struct):
         if message["type"] == "http.disconnect":
             raise Gone
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return body if len(chunks) == 1 else b"".join(chunks)
 
     async def value(self) -> tuple[Any, bool]:
@@ -280,6 +283,14 @@ class Desk(msgspec.Struct):
             Refused: its content type or coding is not one that can be read here.
             Unreadable: the bytes are not what the content type says.
         """
+        return codecs.read(body, self.kind())
+
+    def kind(self) -> str:
+        """The body's content type under its one name.
+
+        Raises:
+            Refused: its content type or coding is not one that can be read here.
+        """
         kind, coding = self.header("content-type"), self.header("content-encoding")
         if codecs.kind_of(kind) not in READABLE:
             told = f"cannot read {kind!r}; send one of {', '.join(READABLE)}"
@@ -287,7 +298,7 @@ class Desk(msgspec.Struct):
         if coding and coding.strip().lower() != "identity":
             told = f"cannot read the content coding {coding!r}; send the body as it is"
             raise Refused("unsupported-media-type", told, accept_encoding="identity")
-        return codecs.read(body, kind)
+        return codecs.kind_of(kind)
 
     async def table(self, *keys: str) -> dict[str, Any]:
         """The body's object, with no other keys than those named; an empty body has none.
@@ -306,5 +317,27 @@ class Desk(msgspec.Struct):
         return value
 
 
-def _too_large(limit: int) -> TooLarge:
+def inside(path: str, prefix: str) -> str:
+    """The path as the routes have it, whether or not a proxy has cut the prefix off."""
+    while prefix and (path == prefix or path.startswith(f"{prefix}/")):
+        path = path[len(prefix) :] or "/"
+    return path
+
+
+def bearer(headers: Headers) -> str | None:
+    """The token that the caller sent, if any."""
+    kind, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else None
+
+
+def request_id(headers: Headers) -> str:
+    """The caller's `X-Request-Id` if it can stand in a URI and in a log line, else a new id."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(text := given.decode("latin-1")):
+        return text
+    return new_id()
+
+
+def too_large(limit: int) -> TooLarge:
+    """The error of a body that is longer than the limit, in bytes."""
     return TooLarge(f"the body is larger than the {limit:,} bytes accepted here")

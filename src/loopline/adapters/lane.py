@@ -1,0 +1,407 @@
+"""The HTTP server, and the fast lane inside it.
+
+Uvicorn parses requests, keeps connections alive and stops in order. Its protocol class is refined
+here by one idea: once a request's head is there, `admit` may take the request, which then is
+answered without an ASGI scope, task or messages. All others go to the ASGI application untouched.
+Idle connections are found by one look a second at all of them, not by a timer for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+Held = list[tuple[bytes, bytes]]
+"""Header names in small letters, with their values, as they came."""
+Admit = Callable[[bytes, Held], "Head | None"]
+"""Understands the target and the headers of a POST, or leaves them to the application."""
+
+LOOK = 1.0
+"""Seconds between two looks at all connections."""
+PATIENCE = 60.0
+"""Seconds a client may say nothing in the middle of a request, or before its first one."""
+HUNG_UP = 499
+
+
+class Tally:
+    """What the lane of one process has answered, by status, and what it is about to answer."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.statuses: Counter[int] = Counter()
+
+
+class Farewell:
+    """How a stopping server parts from connections that are idle.
+
+    It closes them, or, where another process goes on serving, is `kind`: it answers one more
+    request on each, saying that it is the last. Closing could cross with a request on its way.
+    """
+
+    kind = False
+
+
+class Head(Protocol):
+    """The head of a request, understood; a client that keeps its connection repeats it."""
+
+    def open(self) -> Request | None:
+        """Take a request with this head, or leave it to the application this time."""
+
+
+class _Unheard:
+    """Stands where Uvicorn would wake an ASGI task."""
+
+    def set(self) -> None:
+        """There is none."""
+
+
+class Request:
+    """A request in the lane, from the end of its head to its answer.
+
+    It stands in the place of Uvicorn's request-response cycle, whose attributes it has.
+
+    Args:
+        limit: how many bytes its body may have.
+    """
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "keep_alive",
+        "lane",
+        "limit",
+        "more_body",
+        "response_complete",
+        "started",
+        "too_long",
+    )
+    message_event = _Unheard()
+    lane: Lane
+    keep_alive: bool
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.body: bytes | bytearray = b""
+        self.more_body = True
+        self.too_long = False
+        self.started = False
+        self.disconnected = False
+        self.response_complete = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return self.response_complete or self.disconnected
+
+    def complete(self) -> None:
+        """Answer, now that all of the body is there; to be written by who admits."""
+        raise NotImplementedError
+
+    def refuse(self) -> None:
+        """Answer that the body is longer than the limit; to be written by who admits."""
+        raise NotImplementedError
+
+    def take(self, data: bytes) -> None:
+        """Take in a part of the body."""
+        if not self.body:
+            self.body = data
+        elif isinstance(self.body, bytearray):
+            self.body += data
+        else:
+            self.body = bytearray(self.body) + data
+        if len(self.body) > self.limit:
+            self.body, self.too_long = b"", True
+            self.go_on()
+
+    def start(self) -> None:
+        """All earlier requests of the connection are answered."""
+        self.started = True
+        self.lane.current = self
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Answer if that is possible by now."""
+        if self.started and not self.response_complete:
+            if self.too_long:
+                self.refuse()
+            elif not self.more_body:
+                self.complete()
+
+    def reply(self, status: int, kind: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """Write the answer, unless the client is gone."""
+        lane = self.lane
+        if self.gone:
+            return
+        if lane.flow.write_paused:
+            task = lane.loop.create_task(self._reply_later(status, kind, body, headers))
+            lane.tasks.add(task)
+            task.add_done_callback(lane.tasks.discard)
+            return
+        self.response_complete = True
+        lane.tally.in_flight -= 1
+        transport = lane.transport
+        if transport.is_closing():
+            lane.tally.statuses[HUNG_UP] += 1
+            return
+        lane.tally.statuses[status] += 1
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        transport.write(
+            b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
+            % (lane.opening(status), kind.encode(), len(body), more.encode("latin-1"), close, body)
+        )
+        if close:
+            transport.close()
+        lane.on_response_complete()
+
+    async def _reply_later(
+        self, status: int, kind: str, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        """Wait until a client that reads slowly has taken its earlier answers."""
+        await self.lane.flow.drain()
+        self.reply(status, kind, body, headers)
+
+
+class Lane(HttpToolsProtocol):
+    """One connection.
+
+    Args:
+        admit: decides which requests the lane takes.
+        tally: where they are counted.
+        farewell: how to part.
+        given: what Uvicorn gives its protocols.
+    """
+
+    def __init__(self, admit: Admit, tally: Tally, farewell: Farewell, **given: Any) -> None:
+        super().__init__(**given)
+        self.admit = admit
+        self.tally = tally
+        self.farewell = farewell
+        self.last = False
+        self._heard = 0.0
+        self._url, self._held = b"", [(b"", b"")]
+        self._head: Head | None = None
+        self.current: Request | None = None
+        self._default: Any = None
+        self._openings: dict[int, bytes] = {}
+
+    def opening(self, status: int) -> bytes:
+        """The status line and the headers that all answers of this second have."""
+        default = self.server_state.default_headers
+        if default is not self._default:
+            self._default, self._openings = default, {}
+        found = self._openings.get(status)
+        if found is None:
+            lines = b"".join(b"%b: %b\r\n" % pair for pair in default)
+            found = self._openings[status] = STATUS_LINE[status] + lines
+        return found
+
+    # From the connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._heard = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._heard = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    def look(self, now: float) -> None:
+        """Close the connection if it is the client's turn, and has been for too long."""
+        cycle = self.cycle
+        between = cycle is not None and cycle.response_complete
+        if (between and not self.pipeline) or cycle is None or cycle.more_body:
+            limit = self.timeout_keep_alive if between else PATIENCE
+            if now - self._heard > limit and not self.transport.is_closing():
+                self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that has sent its last request may still read the answer."""
+        cycle: Any = self.cycle
+        if isinstance(cycle, Request) and not (cycle.gone or cycle.more_body):
+            cycle.keep_alive = False
+            return True
+        return False
+
+    def shutdown(self) -> None:
+        cycle = self.cycle
+        if self.farewell.kind and (cycle is None or cycle.response_complete):
+            self.last = True
+        else:
+            super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        waiting = [self.current, self.cycle, *(cycle for cycle, _ in self.pipeline)]
+        for request in {id(each): each for each in waiting}.values():
+            if isinstance(request, Request) and not request.gone:
+                request.disconnected = True
+                self.tally.in_flight -= 1
+                self.tally.statuses[HUNG_UP] += 1
+        super().connection_lost(exc)
+
+    # From the parser.
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        parser = self.parser
+        request: Request | None = None
+        plain = not (self.expect_100_continue or parser.should_upgrade())
+        if plain and parser.get_method() == b"POST":
+            if self.url != self._url or self.headers != self._held:
+                self._url, self._held = self.url, self.headers
+                self._head = self.admit(self.url, self.headers)
+            request = self._head.open() if self._head is not None else None
+        if request is None:
+            self._hand_on()
+            return
+        request.lane = self
+        lasting = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        request.keep_alive = lasting and not self.last
+        self.tally.in_flight += 1
+        before: Any = self.cycle
+        self.cycle = request  # type: ignore[assignment]
+        if before is None or before.response_complete:
+            request.start()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((request, self.app))  # type: ignore[arg-type]
+
+    def _hand_on(self) -> None:
+        """Let Uvicorn make of the request's head what it always makes of one."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        super().on_headers_complete()
+        if self.last and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        request: Any = self.cycle
+        if not isinstance(request, Request):
+            super().on_body(body)
+        elif not (request.response_complete or request.too_long):
+            request.take(body)
+
+    def on_message_complete(self) -> None:
+        request: Any = self.cycle
+        if not isinstance(request, Request):
+            super().on_message_complete()
+        elif not request.response_complete:
+            request.more_body = False
+            request.go_on()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle | Request, app: Any) -> None:
+        if isinstance(cycle, Request):
+            cycle.start()
+        else:
+            self.current = None
+            super()._start_asgi_task(cycle, app)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """A server of one process, over a socket that somebody else listens on.
+
+    Args:
+        app: the ASGI application.
+        sock: the listening socket.
+        drain: seconds that a stopping server may take to finish what it began.
+        root_path: the path prefix behind a reverse proxy.
+        admit, tally: what the lane takes, and where it counts; None for no lane.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        sock: socket.socket,
+        drain: float,
+        root_path: str = "",
+        admit: Admit | None = None,
+        tally: Tally | None = None,
+    ) -> None:
+        self._sock = sock
+        self._farewell = Farewell()
+        lane = partial(Lane, admit or (lambda url, held: None), tally or Tally(), self._farewell)
+        config = uvicorn.Config(
+            app,
+            http=lane,  # type: ignore[arg-type]
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(drain)),
+            root_path=root_path,
+        )
+        self._server = _Server(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, started: Callable[[], None]) -> None:
+        """Serve until told to leave; `started` is called once connections are taken."""
+        if sys.platform == "win32":
+            asyncio.run(self._main(started))
+        else:
+            import uvloop
+
+            uvloop.run(self._main(started))
+
+    async def _main(self, started: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        serving = asyncio.ensure_future(self._server.serve(sockets=[self._sock]))
+        while not self._server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        started()
+        while not serving.done():
+            await asyncio.wait([serving], timeout=LOOK)
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, Lane):
+                    connection.look(self._loop.time())
+        await serving
+
+    def leave(self, kindly: bool = False) -> None:
+        """Stop taking connections, finish what was begun, and return from `run`.
+
+        May be called from any thread once `started` was called.
+
+        Args:
+            kindly: see `Farewell`.
+        """
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._leave, kindly)
+
+    def _leave(self, kindly: bool) -> None:
+        self._farewell.kind = kindly
+        self._server.should_exit = True

@@ -14,10 +14,10 @@ PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3.14 pytho
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-long check lint format docs wheel clean
+.PHONY: help run test test-long check lint format bench bench-peers docs wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: $(VENV)/.demo ## set everything up and run the demo
 	$(BIN)/loopline demo
@@ -38,6 +38,12 @@ lint: $(VENV)/.test ## ruff and mypy, changing nothing
 format: $(VENV)/.test ## sort imports and format
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
+
+bench: $(VENV)/.test ## measure, and tabulate; BENCH="serving --quick" for a part of it
+	$(PY) -m tests.bench $(BENCH)
+
+bench-peers: $(VENV)/.test ## install the peers to compare with, each in an environment of its own
+	$(PY) -m tests.bench.peers $(PEERS)
 
 docs: $(VENV)/.docs ## build the pages into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loopline.app import Loopline
     from loopline.client import Client
+    from loopline.connectors import Query
     from loopline.errors import LooplineError
     from loopline.model import Model, adopt
     from loopline.policy import Every
@@ -26,6 +27,7 @@ __all__ = [
     "LooplineError",
     "Model",
     "Prediction",
+    "Query",
     "Schema",
     "Settings",
     "Version",
@@ -41,6 +43,7 @@ _HOMES = {
     "LooplineError": "errors",
     "Model": "model",
     "Prediction": "records",
+    "Query": "connectors",
     "Schema": "schema",
     "Settings": "settings",
     "Version": "records",

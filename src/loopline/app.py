@@ -75,7 +75,8 @@ class Loopline:
         Args:
             name: matches `[a-z][a-z0-9_]*`.
             model: an estimator, fitted or not; an object or class with `predict`; a function.
-            data: a file (CSV, Parquet, JSON Lines), a DataFrame, or a function that returns one.
+            data: a file (CSV, Parquet, JSON Lines), a DataFrame, a `Query`, or a function that
+                returns one of these; read at registration, see `connectors.source` for text.
             target: the column of the data to predict.
             schema: a typed record that declares the input where there are no data.
             retrain: when to retrain and what a candidate must show.
@@ -276,13 +277,7 @@ def make_worker(settings: Settings, parts: Parts, name: str) -> Worker:
     """A worker whose attempts open the same blobs and keys."""
     context = {"blobs": urls(settings)[2], "keys": str(_key_file(settings))}
     return Worker(
-        parts.store,
-        parts.blobs,
-        ATTEMPT,
-        context,
-        settings,
-        name,
-        doorbell=parts.doorbell,
+        parts.store, parts.blobs, ATTEMPT, context, settings, name, doorbell=parts.doorbell
     )
 
 

@@ -22,8 +22,8 @@ import sysconfig
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,10 @@ import msgspec
 
 from loopline import builtin
 from loopline.contracts import BlobStore
-from loopline.errors import InvalidInput, LooplineError, Tampered, Unavailable, WrongState
+from loopline.errors import InvalidInput, LooplineError, Tampered, Unavailable
 from loopline.model import Adopted, adopt, restore
-from loopline.natives import BUILT_IN, booster_from, booster_text, is_a
+from loopline.natives import BUILT_IN, home_of, is_a
+from loopline.recipes import imported
 from loopline.records import Artifact
 
 CONTAINER = 1
@@ -56,11 +57,10 @@ _state = {"ours": False}
 
 
 class Keys:
-    """Signing keys in a file that only its owner can read: the newest signs, all of them verify.
+    """Signing keys in a file that only its owner can read: the first signs, all of them verify.
 
-    Args:
-        path: a JSON list of {"id", "hex"}; made with one key when it is first needed. Several
-            processes may start at once, and agree on the same key.
+    The file is a JSON list of {"id", "hex"}, made with one key when it is first needed. Several
+    processes may start at once, and agree on the same key.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -83,37 +83,9 @@ class Keys:
         name, _, mac = signature.partition(".")
         if name not in self._keys:
             self._read()
-        key = self._keys.get(name)
-        sound = key is not None and hmac.compare_digest(
-            mac.encode("utf-8", "replace"), _mac(key, format, digest).encode()
-        )
-        if not sound:
+        key, given = self._keys.get(name), mac.encode("utf-8", "replace")
+        if key is None or not hmac.compare_digest(given, _mac(key, format, digest).encode()):
             raise Tampered("The artifact's signature is not one of this installation's.")
-
-    def rotate(self) -> str:
-        """Put a new key first; the old ones go on verifying.
-
-        Returns:
-            The id of the new key.
-
-        Raises:
-            WrongState: another rotation is under way.
-        """
-        lock = self.path.with_name(self.path.name + ".lock")
-        self._read()
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError as error:
-            told = f"another rotation is under way; remove {lock} if none is"
-            raise WrongState(told) from error
-        try:
-            self._read()
-            name, key = _new_key()
-            os.replace(self._written({name: key, **self._keys}), self.path)
-        finally:
-            lock.unlink()
-        self._read()
-        return name
 
     def _read(self) -> None:
         if not self.path.exists():
@@ -128,28 +100,15 @@ class Keys:
         self._keys = keys
 
     def _create(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        name, key = _new_key()
-        written = self._written({name: key})
-        try:
-            # A link is made whole or not at all, so every process sees the first one's key.
-            os.link(written, self.path)
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(written)
-
-    def _written(self, keys: dict[str, bytes]) -> str:
-        handle, path = tempfile.mkstemp(prefix=self.path.name, dir=self.path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump([{"id": name, "hex": key.hex()} for name, key in keys.items()], file)
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", prefix=self.path.name, dir=folder) as file:
+            json.dump([{"id": secrets.token_hex(4), "hex": secrets.token_hex(32)}], file)
             file.flush()
             os.fsync(file.fileno())
-        return path
-
-
-def _new_key() -> tuple[str, bytes]:
-    return secrets.token_hex(4), secrets.token_bytes(32)
+            # A link is made whole or not at all, so every process sees the first one's key.
+            with suppress(FileExistsError):
+                os.link(file.name, self.path)
 
 
 def _mac(key: bytes, format: str, digest: str) -> str:
@@ -165,13 +124,11 @@ def save(adopted: Adopted, blobs: BlobStore, keys: Keys) -> Artifact:
         InvalidInput: no format can hold it, because it holds a thread, a socket or the like.
     """
     format, state, payload = _encoded(adopted)
-    blob = msgspec.msgpack.encode(
-        {"format": CONTAINER, "kind": adopted.kind, "meta": state, "payload": payload}
-    )
+    held = {"format": CONTAINER, "kind": adopted.kind, "meta": state, "payload": payload}
+    blob = msgspec.msgpack.encode(held)
     digest = blobs.put(blob)
-    return Artifact(
-        digest=digest, format=format, size=len(blob), signature=keys.sign(format, digest)
-    )
+    signature = keys.sign(format, digest)
+    return Artifact(digest=digest, format=format, size=len(blob), signature=signature)
 
 
 def load(artifact: Artifact, blobs: BlobStore, keys: Keys) -> Adopted:
@@ -199,12 +156,10 @@ def _encoded(adopted: Adopted) -> tuple[str, dict[str, Any], bytes]:
         return "linear/1", state, json.dumps(native.state()).encode()
     booster, maker = _bare_booster(adopted)
     if booster is not None:
-        text = booster_text(booster).encode()
-        return "lightgbm/1", {**state, "maker": maker}, text
-    if adopted.kind in ("sklearn", "lightgbm", "xgboost"):
-        payload = _skops(native)
-        if payload is not None:
-            return "skops/1", state, payload
+        return "lightgbm/1", {**state, "maker": maker}, booster.model_to_string().encode()
+    payload = _skops(native) if adopted.kind in ("sklearn", "lightgbm", "xgboost") else None
+    if payload is not None:
+        return "skops/1", state, payload
     return "cloudpickle/1", state, _pickled(native)
 
 
@@ -213,11 +168,9 @@ def _bare_booster(adopted: Adopted) -> tuple[Any, dict[str, Any] | None]:
     native = adopted.native
     if is_a(native, "Booster") and adopted.kind == "lightgbm":
         return native, adopted.maker
-    lone = type(native).__module__ == "lightgbm.sklearn" and adopted.fitted
-    if not lone or callable(native.objective):
-        return None, None
-    parameters = adopted.parameters()
-    if parameters.keys() != native.get_params().keys():
+    lone = home_of(native) == "lightgbm.sklearn" and adopted.fitted
+    parameters = adopted.parameters() if lone and not callable(native.objective) else {}
+    if not parameters or parameters.keys() != native.get_params().keys():
         return None, None
     path = f"lightgbm.{type(native).__name__}"
     return native.booster_, {"path": path, "parameters": parameters}
@@ -239,29 +192,25 @@ def _skops(native: Any) -> bytes | None:
 def _canonical(payload: bytes) -> bytes:
     """The same skops file without the object addresses and times of the process that wrote it."""
     out = io.BytesIO()
+    ids: dict[Any, int] = {}
     names: dict[str, str] = {}
+
+    def renumbered(node: dict[str, Any]) -> dict[str, Any]:
+        if "__id__" in node:
+            # Whether two equal plain values are one object is up to the process, so they never are.
+            key = object() if node.get("__loader__") == "JsonNode" else node["__id__"]
+            node["__id__"] = ids.setdefault(key, len(ids) + 1)
+        if isinstance(node.get("file"), str):
+            suffix = node["file"].rpartition(".")[2]
+            node["file"] = names.setdefault(node["file"], f"{len(names) + 1}.{suffix}")
+        return node
+
     with zipfile.ZipFile(io.BytesIO(payload)) as old, zipfile.ZipFile(out, "w") as new:
-        schema = _renumbered(json.loads(old.read("schema.json")), {}, names)
+        schema = json.loads(old.read("schema.json"), object_hook=renumbered)
         for before, after in names.items():
             new.writestr(zipfile.ZipInfo(after), old.read(before))
         new.writestr(zipfile.ZipInfo("schema.json"), json.dumps(schema))
     return out.getvalue()
-
-
-def _renumbered(node: Any, ids: dict[Any, int], names: dict[str, str]) -> Any:
-    if isinstance(node, list):
-        return [_renumbered(each, ids, names) for each in node]
-    if not isinstance(node, dict):
-        return node
-    changed = dict(node)
-    if "__id__" in node:
-        # Whether two equal plain values are one object depends on the process, so they never are.
-        key = object() if node.get("__loader__") == "JsonNode" else node["__id__"]
-        changed["__id__"] = ids.setdefault(key, len(ids) + 1)
-    if isinstance(node.get("file"), str):
-        suffix = node["file"].rpartition(".")[2]
-        changed["file"] = names.setdefault(node["file"], f"{len(names) + 1}.{suffix}")
-    return {name: _renumbered(value, ids, names) for name, value in changed.items()}
 
 
 def _from_skops(payload: bytes, trust: bool = False) -> Any:
@@ -284,19 +233,16 @@ def own_process() -> None:
 
 
 def _skops_io() -> Any:
-    if not _state["ours"]:
-        from skops import io
-
-        return io
     import sklearn.utils
 
     listing = sklearn.utils.all_estimators
-    sklearn.utils.all_estimators = list
+    sklearn.utils.all_estimators = list if _state["ours"] else listing
     try:
         from skops import io
+
+        return io
     finally:
         sklearn.utils.all_estimators = listing
-    return io
 
 
 def _pickled(native: Any) -> bytes:
@@ -363,47 +309,39 @@ def _from_pickle(payload: bytes) -> Any:
 
 _READERS: dict[str, Callable[[bytes], Any]] = {
     "linear/1": lambda payload: builtin.restore(json.loads(payload)),
-    "lightgbm/1": lambda payload: booster_from(payload.decode()),
+    "lightgbm/1": lambda payload: imported("lightgbm.Booster")(model_str=payload.decode()),
     "skops/1": _from_skops,
     "cloudpickle/1": _from_pickle,
 }
+_READS = {".json": "linear/1", ".txt": "lightgbm/1", ".skops": "skops/1"}
 
 
 def load_file(path: Path | str, trust: bool = False) -> Adopted:
     """Load a model from a file that somebody made without us.
 
-    Args:
-        path: `.skops` (audited), `.txt` (LightGBM's own text), `.json` (a built-in linear model),
-            or a pickle.
-        trust: load a pickle, or a skops file with types that are not known to be harmless.
+    It is `.skops` (audited), `.txt` (LightGBM's own text), `.json` (a built-in linear model), or a
+    pickle. Pickles, and skops files with types that are not known to be harmless, need `trust`.
 
     Raises:
         InvalidInput: it can't be read as what its name says, or it would need `trust`.
     """
     path = Path(path)
     kind = path.suffix.lower()
+    if kind not in (*_READS, *PICKLES):
+        raise InvalidInput(f"{path} is none of {', '.join([*_READS, *PICKLES])}")
     if kind in PICKLES and not trust:
         raise InvalidInput(
             f"{path} is a pickle, which can run any code when it is loaded; "
             "if you know where it comes from, say --trust"
         )
-    with _readable(path):
-        if kind == ".skops":
-            return adopt(_from_skops(path.read_bytes(), trust))
-        if kind == ".txt":
-            return adopt(booster_from(path.read_text("utf-8")))
-        if kind == ".json":
-            return adopt(builtin.restore(json.loads(path.read_text("utf-8"))))
+    try:
         if kind in PICKLES:
             # scikit-learn brings joblib along, which also reads plain pickles.
             return adopt(import_module("joblib").load(path))
-    raise InvalidInput(f"{path} is none of .skops, .txt, .json, {', '.join(PICKLES)}")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
+        payload = path.read_bytes()
+        if kind == ".skops":
+            return adopt(_from_skops(payload, trust))
+        return adopt(_READERS[_READS[kind]](payload))
     except LooplineError as error:
         hint = " (say --trust to load it all the same)" if "not trusted" in error.detail else ""
         raise type(error)(f"{path}: {error.detail}{hint}") from error

@@ -9,36 +9,33 @@ from __future__ import annotations
 import ast
 import html
 import math
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
 
-from loopline.errors import FieldError, InvalidInput
+from loopline.errors import InvalidInput
 from loopline.fields import listing, native
 from loopline.formulas import Array, Parsed, Term, called, computed, parse, unfit
 
 MOST_LEVELS = 1_000
+_STATE = ("columns", "target", "means", "levels", "table")
 
 
 def _numbers(values: Any) -> Array:
-    """A column as float64 where every value that is there is a number, as objects otherwise."""
+    """A column as float64 where every value that is there is a number, as objects otherwise.
+
+    Missing values are NaN in either, the only value that is not equal to itself.
+    """
     array = np.asarray(values)
     if array.dtype.kind in "iufb":
         return array.astype(np.float64)
-    plain = [native(value) for value in array.tolist()]
-    if all(value is None or isinstance(value, int | float) for value in plain):
-        return np.array(plain, dtype=np.float64)
-    return np.array([None if value != value else value for value in plain], dtype=object)
-
-
-def _missing(array: Array) -> Array:
-    if array.dtype == object:
-        return np.array([value is None for value in array], dtype=bool)
-    lost: Array = np.isnan(array)
-    return lost
+    plain = [math.nan if value is None else value for value in map(native, array.tolist())]
+    numbers = all(isinstance(value, int | float) for value in plain)
+    return np.array(plain, dtype=np.float64 if numbers else object)
 
 
 class Linear:
@@ -50,13 +47,7 @@ class Linear:
 
     kind: ClassVar[str] = "linear"
     _names: ClassVar[tuple[str, ...]] = ()
-    columns_: list[str]
-    target_: str
-    means_: dict[str, float]
-    levels_: dict[str, list[Any]]
-    table_: dict[str, Any]
-    beta_: Array
-    _parts: Parsed
+    degree: int = 1
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name."""
@@ -76,20 +67,24 @@ class Linear:
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
 
-        return Tags(
-            estimator_type="regressor",
-            target_tags=TargetTags(required=True),
-            input_tags=InputTags(string=True, allow_nan=True),
-            regressor_tags=RegressorTags(),
-        )
+        takes, needs = InputTags(string=True, allow_nan=True), TargetTags(required=True)
+        return Tags("regressor", needs, regressor_tags=RegressorTags(), input_tags=takes)
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({given})"
 
-    def _parsed(self) -> Parsed:
-        factors: dict[str, ast.expr] = {name: ast.Name(id=name) for name in self.columns_}
-        return Parsed(None, factors, ((), *((name,) for name in factors)))
+    def _parsed(self, texts: Collection[str]) -> Parsed:
+        """The terms to fit; `texts` are the columns that hold no numbers."""
+        if type(self.degree) is not int or not 1 <= self.degree <= 20:
+            raise InvalidInput.at("degree is a whole number from 1 to 20", "/parameters/degree")
+        factors: dict[str, ast.expr] = {}
+        for name in self.columns_:
+            factors[name] = base = ast.Name(id=name)
+            for power in range(2, self.degree + 1) if name not in texts else ():
+                to = ast.Constant(value=power)
+                factors[f"{name}^{power}"] = ast.BinOp(left=base, op=ast.Pow(), right=to)
+        return Parsed(None, factors, ((), *((label,) for label in factors)))
 
     def fit(self, X: Any, y: Any) -> Linear:
         """Fit to a frame or array of shape (rows, columns) and the numbers to explain.
@@ -98,11 +93,13 @@ class Linear:
             InvalidInput: a column that the formula names is not there, or no row is complete.
         """
         columns = self._columns(X, fitting=True)
+        self.columns_ = list(columns)
         self.target_ = str(getattr(y, "name", None) or "y")
         goal = _numbers(y)
         if goal.dtype == object:
             raise InvalidInput("least squares needs numbers to explain")
-        self._parts = parsed = self._parsed()
+        texts = {name for name, array in columns.items() if array.dtype == object}
+        self._parts = parsed = self._parsed(texts)
         unknown = [name for name in parsed.fields if name not in columns]
         if unknown:
             have = listing(self.columns_)
@@ -110,7 +107,7 @@ class Linear:
         columns = {name: columns[name] for name in parsed.fields}
         if hasattr(X, "columns"):
             self.columns_ = [name for name in self.columns_ if name in columns]
-        whole = ~np.any([_missing(goal), *map(_missing, columns.values())], axis=0)
+        whole = np.all([array == array for array in (goal, *columns.values())], axis=0)
         if not whole.any():
             raise InvalidInput("no row is without a missing value")
         columns = {name: array[whole] for name, array in columns.items()}
@@ -131,12 +128,10 @@ class Linear:
             quick: Array = X @ self.beta_[1:] + self.beta_[0]
             if not np.isnan(quick).any():
                 return quick
-        columns = {
-            name: np.where(_missing(array), self.means_[name], array)
-            if name in self.means_
-            else array
-            for name, array in self._columns(X).items()
-        }
+        columns = self._columns(X)
+        for name in columns.keys() & self.means_.keys():
+            given = columns[name]
+            columns[name] = np.where(given == given, given, self.means_[name])
         answer: Array = self._design(columns, len(X))[1] @ self.beta_
         return answer
 
@@ -168,19 +163,15 @@ class Linear:
         """The whole fit (or only the arguments before it) as plain JSON-able data."""
         plain: dict[str, Any] = {"class": type(self).__name__, "parameters": self.get_params()}
         if hasattr(self, "table_"):
-            for name in ("columns", "target", "means", "levels", "table"):
-                plain[name] = getattr(self, f"{name}_")
+            plain |= {name: getattr(self, f"{name}_") for name in _STATE}
         return plain
 
     def _columns(self, X: Any, fitting: bool = False) -> dict[str, Array]:
         if hasattr(X, "columns"):
-            if fitting:
-                self.columns_ = [str(name) for name in X.columns]
             return {str(name): _numbers(X[name]) for name in X.columns}
         matrix = np.asarray(X)
-        if fitting:
-            self.columns_ = [f"x{i + 1}" for i in range(matrix.shape[1])]
-        return {name: _numbers(matrix[:, i]) for i, name in enumerate(self.columns_)}
+        names = [f"x{i + 1}" for i in range(matrix.shape[1])] if fitting else self.columns_
+        return {name: _numbers(matrix[:, i]) for i, name in enumerate(names)}
 
     def _design(self, columns: Mapping[str, Array], rows: int) -> tuple[list[str], Array]:
         names, made = [], []
@@ -204,7 +195,10 @@ class Linear:
         except TypeError as error:
             raise unfit(f"{label} can't be computed: {error}") from error
         if label not in self.levels_:
-            return [(label, _as_numbers(label, values))]
+            array = _numbers(values)
+            if array.dtype == object:
+                raise unfit(f"{label} holds text where the fit needs numbers")
+            return [(label, array)]
         levels = self.levels_[label]
         mark = "T." if reduced else ""
         return [
@@ -214,46 +208,17 @@ class Linear:
 
 
 class Polynomial(Linear):
-    """Least squares on the powers of every column, without products between columns.
-
-    Args:
-        degree: the highest power.
-    """
+    """Least squares on the powers of every column up to a degree, without their products."""
 
     kind = "polynomial"
     _names = ("degree",)
 
-    _texts: set[str]
-
     def __init__(self, degree: int = 3) -> None:
         self.degree = degree
 
-    def _parsed(self) -> Parsed:
-        if type(self.degree) is not int or not 1 <= self.degree <= 20:
-            detail = "degree is a whole number from 1 to 20"
-            raise InvalidInput(detail, fields=[FieldError("/parameters/degree", detail)])
-        factors: dict[str, ast.expr] = {}
-        for name in self.columns_:
-            factors[name] = base = ast.Name(id=name)
-            # A text column has no powers; its levels are known only after the first fit.
-            for power in range(2, self.degree + 1) if name not in self._texts else ():
-                to = ast.Constant(value=power)
-                factors[f"{name}^{power}"] = ast.BinOp(left=base, op=ast.Pow(), right=to)
-        return Parsed(None, factors, ((), *((label,) for label in factors)))
-
-    def _columns(self, X: Any, fitting: bool = False) -> dict[str, Array]:
-        columns = super()._columns(X, fitting)
-        if fitting:
-            self._texts = {name for name, array in columns.items() if array.dtype == object}
-        return columns
-
 
 class Formula(Linear):
-    """Least squares by a formula such as `Sales ~ TV + Radio`; see `parse` for what it may hold.
-
-    Args:
-        formula: the target (which may be left out), a tilde, and the terms.
-    """
+    """Least squares by a formula such as `Sales ~ TV + Radio`; see `parse` for what it may hold."""
 
     kind = "formula"
     _names = ("formula",)
@@ -272,34 +237,20 @@ class Formula(Linear):
         """The column that the formula explains, None where it names none."""
         return parse(self.formula).target
 
-    def _parsed(self) -> Parsed:
+    def _parsed(self, texts: Collection[str]) -> Parsed:
         return parse(self.formula)
-
-
-linear, polynomial, formula = Linear, Polynomial, Formula
 
 
 def restore(state: Mapping[str, Any]) -> Linear:
     """Make a model again from what its `state` returned."""
-    kinds: dict[str, Callable[..., Linear]] = {
-        kind.__name__: kind for kind in (Linear, Polynomial, Formula)
-    }
-    made = kinds[state["class"]](**state["parameters"])
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (Linear, Polynomial, Formula)}
+    made: Linear = kinds[state["class"]](**state["parameters"])
     if "table" in state:
-        for name in ("columns", "target", "means", "levels", "table"):
+        for name in _STATE:
             setattr(made, f"{name}_", state[name])
         made.beta_ = np.array([row["coefficient"] for row in made.table_["coefficients"]])
-        if isinstance(made, Polynomial):
-            made._texts = set(made.levels_)
-        made._parts = made._parsed()
+        made._parts = made._parsed(made.levels_)
     return made
-
-
-def _as_numbers(label: str, values: Any) -> Array:
-    array = _numbers(values)
-    if array.dtype == object:
-        raise unfit(f"{label} holds text where the fit needs numbers")
-    return array
 
 
 def _levels(parsed: Parsed, columns: Mapping[str, Array]) -> dict[str, list[Any]]:
@@ -434,46 +385,30 @@ def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-_SHOWN = (
-    ("Dependent variable", "target"),
-    ("Observations", "n"),
-    ("Df model", "df_model"),
-    ("Df residuals", "df_residual"),
-    ("R-squared", "r_squared"),
-    ("Adj. R-squared", "adjusted_r_squared"),
-    ("F-statistic", "f_statistic"),
-    ("Prob (F-statistic)", "prob_f"),
-    ("AIC", "aic"),
-    ("BIC", "bic"),
-    ("Log-likelihood", "log_likelihood"),
-    ("Condition number", "condition_number"),
-    ("Omnibus", "omnibus"),
-    ("Prob (Omnibus)", "prob_omnibus"),
-    ("Jarque-Bera (JB)", "jarque_bera"),
-    ("Prob (JB)", "prob_jarque_bera"),
-    ("Skew", "skew"),
-    ("Kurtosis", "kurtosis"),
-    ("Durbin-Watson", "durbin_watson"),
-    ("Residual variance", "residual_variance"),
-)
+# What the report says of a fit, two figures in a line.
+_SHOWN = """\
+Dependent variable: target, Observations: n, Df model: df_model, Df residuals: df_residual,
+R-squared: r_squared, Adj. R-squared: adjusted_r_squared, F-statistic: f_statistic,
+Prob (F-statistic): prob_f, AIC: aic, BIC: bic, Log-likelihood: log_likelihood,
+Condition number: condition_number, Omnibus: omnibus, Prob (Omnibus): prob_omnibus,
+Jarque-Bera (JB): jarque_bera, Prob (JB): prob_jarque_bera, Skew: skew, Kurtosis: kurtosis,
+Durbin-Watson: durbin_watson, Residual variance: residual_variance"""
 
 
 def as_html(title: str, table: Mapping[str, Any]) -> str:
     """The table of a fit as HTML that needs nothing else; every text in it is escaped."""
     head = ["", "coef", "std err", "t", "P>|t|", "[0.025", "0.975]"]
     rows = [head, *(list(row.values()) for row in table["coefficients"])]
-    cells = [(name, table.get(key)) for name, key in _SHOWN]
+    shown = (each.split(": ") for each in re.split(r",\s", _SHOWN))
+    cells = [(name, table.get(key)) for name, key in shown]
     pairs = [[*left, *right] for left, right in zip(cells[::2], cells[1::2], strict=True)]
     body = "".join(map(_html_table, (pairs[:6], rows, pairs[6:])))
     return f'<div class="ols"><h2>{html.escape(title)}</h2>{body}</div>'
 
 
 def _html_table(rows: Sequence[Sequence[Any]]) -> str:
-    lines = (
-        "<tr>" + "".join(f"<td>{html.escape(_shown(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<table>{''.join(lines)}</table>"
+    cells = ("".join(f"<td>{html.escape(_shown(cell))}</td>" for cell in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _shown(value: Any) -> str:

@@ -19,6 +19,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -155,6 +156,9 @@ def _limit(memory: int, nice: int) -> None:
     if memory:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     os.nice(nice)
+    # Linux may rank whole sessions instead of processes, and this child leads one.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from loopline.errors import Unreadable as Unread
 from loopline.records import Record
 
 if TYPE_CHECKING:
+    from loopline.asks import Answered
     from loopline.loop import Loop
-    from loopline.serving import Answered
 
 Table = dict[str, Any]
 Here = Callable[[Any], Any]
@@ -464,8 +464,8 @@ def _read_predicted(answer: Table) -> Any:
 def _read_answered(answered: Answered, probabilities: bool) -> Any:
     names = [str(c).lower() if isinstance(c, bool) else str(c) for c in answered.classes or ()]
     if probabilities and not names:
-        detail = f"model {answered.model!r} does not give probabilities"
-        raise InvalidInput(detail, fields=[FieldError("?probabilities", detail)])
+        told = f"model {answered.model!r} does not give probabilities"
+        raise InvalidInput.at(told, "?probabilities")
     shown = [
         Predicted(
             id=each.id,

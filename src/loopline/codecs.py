@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -31,29 +31,20 @@ CSV = "text/csv"
 FORM = "application/x-www-form-urlencoded"
 TABLE_FORMAT = "table/1"
 
-_ALIASES = {
-    "": JSON,
-    "json": JSON,
-    "text/json": JSON,
-    "text/plain": JSON,
-    "application/octet-stream": JSON,
-    "msgpack": MSGPACK,
-    "application/x-msgpack": MSGPACK,
-    "application/vnd.msgpack": MSGPACK,
-    "ndjson": NDJSON,
-    "application/ndjson": NDJSON,
-    "application/jsonl": NDJSON,
-    "application/x-jsonlines": NDJSON,
-    "csv": CSV,
-    "application/csv": CSV,
+_KNOWN_AS = {
+    JSON: "json text/json text/plain application/octet-stream",
+    MSGPACK: "msgpack application/x-msgpack application/vnd.msgpack",
+    NDJSON: "ndjson application/ndjson application/jsonl application/x-jsonlines",
+    CSV: "csv application/csv",
 }
+_ALIASES = {alias: kind for kind, names in _KNOWN_AS.items() for alias in names.split()}
 _BEYOND = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3}")
 _ITEM = re.compile(r"\[\d*\]$")
 
 
 def kind_of(content_type: str | None) -> str:
     """The content type without parameters and under its one name; JSON where none is given."""
-    kind = (content_type or "").partition(";")[0].strip().lower()
+    kind = (content_type or "").partition(";")[0].strip().lower() or JSON
     return JSON if kind.endswith("+json") else _ALIASES.get(kind, kind)
 
 
@@ -123,32 +114,18 @@ def _reason(error: Exception) -> str:
 
 
 def _check_depth(value: Any) -> None:
-    """Refuse nesting beyond the limit, level by level."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(DEEPEST):
-        level = [
-            each
-            for holder in level
-            for each in (holder.values() if type(holder) is dict else holder)
-            if type(each) is dict or type(each) is list
-        ]
-        if not level:
+    """Refuse nesting beyond the limit, and keys that JSON could not have, level by level."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        holders = [each for each in level if type(each) is dict or type(each) is list]
+        if not holders:
             return
-    raise Unreadable(f"the body is nested more than {DEEPEST} levels deep")
-
-
-def _check_keys(value: Any) -> None:
-    """Refuse MessagePack maps with keys that JSON could not have."""
-    holders = [value]
-    while holders:
-        holder = holders.pop()
-        if isinstance(holder, dict):
-            if not all(isinstance(key, str) for key in holder):
+        level = []
+        for holder in holders:
+            if type(holder) is dict and not all(type(key) is str for key in holder):
                 raise Unreadable("the body is not usable MessagePack: a map key is not text")
-            holder = holder.values()
-        elif not isinstance(holder, list):
-            continue
-        holders.extend(each for each in holder if type(each) is dict or type(each) is list)
+            level += holder.values() if type(holder) is dict else holder
+    raise Unreadable(f"the body is nested more than {DEEPEST} levels deep")
 
 
 def _read_msgpack(body: bytes) -> Any:
@@ -157,7 +134,6 @@ def _read_msgpack(body: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
         raise Unreadable(f"the body is not MessagePack: {_reason(error)}") from error
     _check_depth(value)
-    _check_keys(value)
     return value
 
 
@@ -165,9 +141,9 @@ def _refuse_extension(code: int, data: memoryview) -> Any:
     raise Unreadable(f"the body holds a MessagePack extension of type {code}, which is not known")
 
 
-def _read_ndjson(body: bytes) -> list[Any]:
+def _read_lines(lines: Iterable[bytes]) -> list[Any]:
     values = []
-    for number, line in enumerate(body.split(b"\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if line and not line.isspace():
             try:
                 values.append(read_json(line))
@@ -240,7 +216,7 @@ def _write_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 _READERS: dict[str, Callable[[bytes], Any]] = {
     JSON: read_json,
-    NDJSON: _read_ndjson,
+    NDJSON: lambda body: _read_lines(body.split(b"\n")),
     MSGPACK: _read_msgpack,
     FORM: _read_form,
     CSV: _read_csv,
@@ -291,55 +267,33 @@ def _cell(value: Any) -> Any:
     return None if type(value) is float and value != value else value
 
 
-def read_table(source: Any) -> pd.DataFrame:
-    """Read a data set into a data frame with text column names and a fresh index.
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV, JSON Lines, JSON (each also gzipped) or Parquet file into a data frame.
 
-    Args:
-        source: the path of a CSV, JSON Lines, JSON (each also gzipped) or Parquet file; a data
-            frame or what makes one (records, columns); or a function that returns any of these.
-            An unnamed first index column of a CSV is dropped.
+    An unnamed first index column of a CSV is dropped.
 
     Raises:
-        InvalidInput: there is no such file, it has no columns, or one of them twice.
+        InvalidInput: there is no such file.
         Unreadable: the file is not what its name says.
         MissingExtra: Parquet without pyarrow.
     """
-    while callable(source):
-        source = source()
-    if isinstance(source, str | Path):
-        frame = _read_file(Path(source))
-    else:
-        frame = _frame(source)
-    frame = frame.reset_index(drop=True).set_axis([str(name) for name in frame.columns], axis=1)
-    if not len(frame.columns) or frame.columns.has_duplicates:
-        raise InvalidInput(f"the data set's columns are {list(frame.columns)}; each needs a name")
-    return frame
-
-
-def _frame(value: Any) -> pd.DataFrame:
     import pandas as pd
 
+    packed = path.suffix.lower() == ".gz"
+    suffix = (path.with_suffix("") if packed else path).suffix.lower()
     try:
-        return pd.DataFrame(value)
-    except (ValueError, TypeError) as error:
-        raise InvalidInput(f"cannot make a table of {type(value).__name__}: {error}") from error
-
-
-def _read_file(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    try:
-        if suffix.lower() in (".parquet", ".pq"):
+        if suffix in (".parquet", ".pq"):
             return pd.read_parquet(path, engine="pyarrow")
-        if suffix.lower() in (".jsonl", ".ndjson", ".json"):
-            raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            return pd.DataFrame(read(raw, "json" if suffix.lower() == ".json" else "ndjson")[0])
+        if suffix in (".jsonl", ".ndjson", ".json"):
+            with gzip.open(path) if packed else path.open("rb") as file:
+                return pd.DataFrame(
+                    read_json(file.read()) if suffix == ".json" else _read_lines(file)
+                )
         frame = pd.read_csv(path, low_memory=False)
     except FileNotFoundError as error:
         raise InvalidInput(f"there is no file {str(path)!r}") from error
     except ImportError as error:
-        raise MissingExtra("reading Parquet needs pyarrow: pip install pyarrow") from error
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise MissingExtra("Parquet needs pyarrow: pip install 'loopline[parquet]'") from error
+    except (Unreadable, ValueError, OSError, EOFError, zlib.error) as error:
         raise Unreadable(f"cannot read {path.name}: {error}") from error
     return frame.iloc[:, 1:] if str(frame.columns[0]) == "Unnamed: 0" else frame

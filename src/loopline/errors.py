@@ -77,6 +77,11 @@ class InvalidInput(LooplineError):
 
     code = "invalid-input"
 
+    @classmethod
+    def at(cls, detail: str, *pointers: str) -> InvalidInput:
+        """The same complaint about every one of these places."""
+        return cls(detail, fields=[FieldError(pointer, detail) for pointer in pointers])
+
 
 class Unreadable(LooplineError):
     """The body could not be read."""

@@ -70,17 +70,18 @@ def examples_topic(model: str) -> str:
     return f"{model}.examples"
 
 
-def prediction_event(prediction: Prediction) -> Event:
-    """Write a prediction as an event of the log."""
-    fact = PredictionFact(
-        prediction.version, prediction.row, prediction.output, prediction.probabilities
-    )
-    return Event(
-        topic=predictions_topic(prediction.model),
-        key=prediction.id,
-        at=prediction.at,
-        value=_encode(fact),
-    )
+def prediction_events(model: str, predictions: Sequence[Prediction]) -> list[Event]:
+    """Write a model's predictions as events of the log."""
+    topic = predictions_topic(model)
+    return [
+        Event(
+            topic=topic,
+            key=each.id,
+            at=each.at,
+            value=_encode(PredictionFact(each.version, each.row, each.output, each.probabilities)),
+        )
+        for each in predictions
+    ]
 
 
 def read_prediction(model: str, event: Event) -> Prediction:
@@ -136,8 +137,7 @@ def outcome_facts(schema: Schema, items: Sequence[Any], text: bool = False) -> l
 
 def _outcome_fact(schema: Schema, item: Any, text: bool, now: float, pointer: str) -> OutcomeFact:
     if not isinstance(item, dict):
-        detail = 'an outcome is an object: {"id": …, "outcome": …}'
-        raise InvalidInput(detail, fields=[FieldError(pointer, detail)])
+        raise InvalidInput.at('an outcome is an object: {"id": …, "outcome": …}', pointer)
     errors = [
         FieldError(f"{pointer}/{name}", "is not a field of an outcome: id, outcome, at")
         for name in item.keys() - {"id", "outcome", "at"}
@@ -174,8 +174,8 @@ def parse_time(value: Any, pointer: str) -> float | None:
     except (TypeError, ValueError):
         moment = _iso(value) if isinstance(value, str) else math.nan
     if not abs(moment) < 1e11:
-        detail = f"{value!r} is not a time: give seconds since 1970 or ISO 8601"
-        raise InvalidInput(detail, fields=[FieldError(pointer, detail)])
+        told = f"{value!r} is not a time: give seconds since 1970 or ISO 8601"
+        raise InvalidInput.at(told, pointer)
     return moment
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from loopline import folding
 from loopline.errors import InvalidInput
 from loopline.fields import Field
 from loopline.natives import grows_trees, is_a, parts, takes_missing
@@ -17,29 +21,28 @@ from loopline.records import Row
 from loopline.schema import Schema
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 FEW_TEXTS = 50
 MOST_COLUMNS_PER_FIELD = 50
 UNSEEN = -1
 
+_DTYPES = {"number": "float64", "integer": "int64", "boolean": "bool"}
+_WITH_NULLS = {"int64": "float64", "bool": "object"}
+
+Reader = Callable[[Sequence[Row]], Any]
+
 
 def pipeline(schema: Schema, estimator: Any, frame: pd.DataFrame | None = None) -> Any:
     """Put standard features in front of an estimator that reads numbers only.
 
     Trees get one code per category, with a code of its own for an unseen one; a missing one is a
-    category like any other.
-    Other estimators get indicators, the rarest categories sharing one with the unseen, and scaled
-    numbers. Missing numbers become the median where the estimator cannot take them.
-
-    Args:
-        schema: the fields; those that are not used are left out.
-        estimator: an unfitted scikit-learn compatible estimator, which becomes the step `model`.
-        frame: the training rows; without them every text field is left out.
+    category like any other. Other estimators get indicators, the rarest categories sharing one
+    with the unseen, and scaled numbers. Missing numbers become the median where the estimator
+    cannot take them. Without a frame of the training rows every text field is left out.
 
     Returns:
-        An unfitted `sklearn.pipeline.Pipeline` that takes frames.
+        An unfitted `sklearn.pipeline.Pipeline` that takes frames, its last step named `model`.
 
     Raises:
         InvalidInput: no field is left that the estimator could use.
@@ -51,14 +54,11 @@ def pipeline(schema: Schema, estimator: Any, frame: pd.DataFrame | None = None) 
     if not numbers and not categories:
         raise InvalidInput("no field is left to train on: all of them are free text")
     trees = grows_trees(estimator)
-    steps = [
-        (name, made, [field.name for field in fields])
-        for name, fields, made in (
-            ("numbers", numbers, _for_numbers(numbers, estimator, trees)),
-            ("categories", categories, _for_categories(categories, trees)),
-        )
-        if fields
-    ]
+    both = (
+        ("numbers", _for_numbers(numbers, estimator, trees), [field.name for field in numbers]),
+        ("categories", _for_categories(categories, trees), [field.name for field in categories]),
+    )
+    steps = [each for each in both if each[-1]]
     features = ColumnTransformer(steps, verbose_feature_names_out=False, sparse_threshold=0.0)
     return Pipeline([("features", features), ("model", estimator)])
 
@@ -69,17 +69,10 @@ def usable(schema: Schema, frame: pd.DataFrame | None = None) -> tuple[list[Fiel
     Free text is among the categories only where the rows hold few different texts.
     """
     used = [field for field in schema.fields if field.used]
+    texts = [field.name for field in used if field.kind == "text"]
+    few = [n for n in texts if frame is not None and frame[n].nunique() <= FEW_TEXTS]
     numbers = [field for field in used if field.kind in ("number", "integer", "boolean")]
-    categories = [
-        field
-        for field in used
-        if field.kind == "category" or (field.kind == "text" and _few(field, frame))
-    ]
-    return numbers, categories
-
-
-def _few(field: Field, frame: pd.DataFrame | None) -> bool:
-    return frame is not None and frame[field.name].nunique() <= FEW_TEXTS
+    return numbers, [field for field in used if field.kind == "category" or field.name in few]
 
 
 def _for_numbers(fields: Iterable[Field], estimator: Any, trees: bool) -> Any:
@@ -99,84 +92,99 @@ def _for_categories(fields: Iterable[Field], trees: bool) -> Any:
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder
 
-    encoder = (
-        OrdinalEncoder(
-            handle_unknown="use_encoded_value",
-            unknown_value=UNSEEN,
-        )
-        if trees
-        else OneHotEncoder(
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=UNSEEN)
+    if not trees:
+        encoder = OneHotEncoder(
             handle_unknown="infrequent_if_exist",
             max_categories=MOST_COLUMNS_PER_FIELD,
             sparse_output=False,
         )
-    )
     if all(len({type(value) for value in field.categories or ()}) <= 1 for field in fields):
         return encoder
     words = FunctionTransformer(as_text, feature_names_out="one-to-one")
     return Pipeline([("text", words), ("encode", encoder)])
 
 
-def quick(pipeline: Any) -> Callable[[Schema, Sequence[Row]], np.ndarray[Any, Any]]:
-    """The fitted features of such a pipeline as a function of rows, without a frame in between.
+def array(schema: Schema, names: Sequence[str]) -> Reader:
+    """How rows become float64 of shape (rows, names), null as NaN, for fields of numbers."""
+    at, width = _places(schema, names), len(names)
+    whole = at == list(range(len(schema.fields)))
+
+    def read(rows: Sequence[Row]) -> Any:
+        every = chain.from_iterable(rows) if whole else [row[i] for row in rows for i in at]
+        return np.fromiter(every, np.float64, len(rows) * width).reshape(len(rows), width)
+
+    return read
+
+
+def frame(schema: Schema, names: Sequence[str]) -> Reader:
+    """How rows become a data frame of these columns.
+
+    Numbers are float64, integers int64 (float64 with nulls), booleans bool (object with nulls),
+    the rest object. pandas is handed the blocks that it would find by itself, in a tenth of the
+    time.
+    """
+    import pandas as pd
+    from pandas.api.internals import create_dataframe_from_blocks
+
+    if schema.open:
+        wanted = list(names) or slice(None)
+        return lambda rows: pd.DataFrame([row[0] for row in rows]).loc[:, wanted]
+    labels, at = pd.Index(list(names)), _places(schema, names)
+    kinds = [_DTYPES.get(schema.fields[i].kind, "object") for i in at]
+
+    def read(rows: Sequence[Row]) -> Any:
+        columns = list(zip(*rows, strict=True)) or [()] * len(schema.fields)
+        blocks: dict[str, list[int]] = {}
+        for place, (i, kind) in enumerate(zip(at, kinds, strict=True)):
+            if kind in _WITH_NULLS and None in columns[i]:
+                kind = _WITH_NULLS[kind]
+            blocks.setdefault(kind, []).append(place)
+        made = []
+        for kind, places in blocks.items():
+            made.append((np.empty((len(places), len(rows)), kind), np.array(places)))
+            for line, place in zip(made[-1][0], places, strict=True):
+                line[:] = columns[at[place]]
+        return create_dataframe_from_blocks(made, pd.RangeIndex(len(rows)), labels)
+
+    return read
+
+
+def _places(schema: Schema, names: Sequence[str]) -> list[int]:
+    known = [field.name for field in schema.fields]
+    return [known.index(name) for name in names]
+
+
+def quick(pipeline: Any, schema: Schema) -> Reader:
+    """The fitted features of such a pipeline, as float64, without a frame in between.
 
     A frame and scikit-learn's checks of it cost more than everything else in an answer.
-
-    Returns:
-        A function of a schema and n rows that gives float64 of shape (n, features).
     """
-    import numpy as np
-
     pieces = [
-        (columns, np.float64 if name == "numbers" else object, _piece(copy.deepcopy(made)))
+        _piece(copy.deepcopy(made), schema, columns, array if name == "numbers" else frame)
         for name, made, columns in pipeline.steps[0][1].transformers_
         if name != "remainder"
     ]
-
-    def transform(schema: Schema, rows: Sequence[Row]) -> np.ndarray[Any, Any]:
-        at = {field.name: i for i, field in enumerate(schema.fields)}
-        made = []
-        for columns, kind, piece in pieces:
-            picked = [at[name] for name in columns]
-            values = np.empty((len(rows), len(picked)), dtype=kind)
-            values[:] = [[row[i] for i in picked] for row in rows]
-            made.append(piece(values))
-        return np.hstack(made)
-
-    return transform
+    return lambda rows: np.ascontiguousarray(np.hstack([piece(rows) for piece in pieces]))
 
 
-def _piece(made: Any) -> Callable[[Any], Any]:
-    """One fitted transformer as a function of an array."""
-    if is_a(made, "OrdinalEncoder"):
-        return _codes(made)
+def _piece(
+    made: Any, schema: Schema, names: Sequence[str], form: Callable[[Schema, Sequence[str]], Reader]
+) -> Reader:
+    """What one fitted transformer makes of some columns of the rows."""
     for part in parts(made):
         vars(part).pop("feature_names_in_", None)
-    transform: Callable[[Any], Any] = made.transform
-    return transform
-
-
-def _codes(encoder: Any) -> Callable[[Any], Any]:
-    import numpy as np
-
-    codes = [
-        {value: float(i) for i, value in enumerate(known.tolist())} for known in encoder.categories_
-    ]
-
-    def transform(values: Any) -> Any:
-        columns = zip(codes, values.T.tolist(), strict=True)
-        found = [[known.get(value, float(UNSEEN)) for value in column] for known, column in columns]
-        return np.array(found).T
-
-    return transform
+    encode = folding.encoder(made)
+    if encode is not None:
+        at = _places(schema, names)
+        return lambda rows: encode([[row[i] for row in rows] for i in at])
+    idle = is_a(made, "FunctionTransformer") and made.func is None
+    transform, read = np.asarray if idle else folding.quick(made, "transform"), form(schema, names)
+    return lambda rows: transform(np.asarray(read(rows)))
 
 
 def as_text(values: Any) -> np.ndarray[Any, np.dtype[Any]]:
     """Spell every value that is there, so that an encoder can sort them; missing ones are None."""
-    import numpy as np
-
-    matrix = np.asarray(values, dtype=object)
-    flat = [None if v is None or v != v else str(v) for v in matrix.ravel().tolist()]
-    spelled = np.empty(len(flat), dtype=object)
-    spelled[:] = flat
-    return spelled.reshape(matrix.shape)
+    spell = np.frompyfunc(lambda v: None if v is None or v != v else str(v), 1, 1)
+    spelled: np.ndarray[Any, np.dtype[Any]] = spell(np.asarray(values, dtype=object))
+    return spelled

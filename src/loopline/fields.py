@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from enum import Enum
 from math import inf, isfinite
 from typing import Any, Literal
@@ -27,6 +28,7 @@ _NUMBER = re.compile(
     r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf(inity)?)", re.ASCII | re.IGNORECASE
 )
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_BASES = (("boolean", {bool}), ("integer", {int}), ("number", {int, float}), ("text", {str}))
 _NOUNS = {list: "an array", tuple: "an array", dict: "an object", type(None): "null"}
 
 
@@ -115,7 +117,7 @@ def shown(value: Any) -> str:
 
 
 def native(value: Any) -> Any:
-    """The plain Python scalar behind a NumPy or pandas one, a date or an enumeration member."""
+    """The plain Python scalar behind a NumPy or pandas one, a date, a decimal or an enum member."""
     if value is None or type(value) in (float, int, str, bool, dict, list):
         return value
     if type(value).__name__ in ("NAType", "NaTType"):
@@ -129,7 +131,7 @@ def native(value: Any) -> Any:
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
             return plain(value)
-    return value
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def basis(kind: Kind, categories: tuple[Any, ...] | None) -> str:
@@ -137,13 +139,10 @@ def basis(kind: Kind, categories: tuple[Any, ...] | None) -> str:
     if kind != "category":
         return kind
     types = {type(value) for value in categories or ()}
-    if types == {bool}:
-        return "boolean"
-    if types == {int}:
-        return "integer"
-    if types and types <= {int, float}:
-        return "number"
-    return "text" if types == {str} else "scalar"
+    for base, among in _BASES:
+        if types and types <= among:
+            return base
+    return "scalar"
 
 
 def checker(field: Field, text: bool) -> Check:
@@ -154,8 +153,8 @@ def checker(field: Field, text: bool) -> Check:
         text: whether the transport knows only text, so that numbers are spelled in it.
     """
     base = basis(field.kind, field.categories)
-    convert, spelled, rules = _CONVERT[base], _speller(field, base), _rules(field)
-    nullable = field.nullable
+    convert, spelled, nullable = _CONVERT[base], _speller(field, base), field.nullable
+    obey = _rule(field) if field.strict else None
 
     def check(value: Any) -> Any:
         value = native(value)
@@ -166,11 +165,11 @@ def checker(field: Field, text: bool) -> Check:
                 return None
             raise ValueError("must not be null" if value is None else "NaN is not allowed")
         value = convert(value)
-        for rule in rules:
-            rule(value)
+        if obey is not None:
+            obey(value)
         return value
 
-    return check if rules else _quick(base, check)
+    return _quick(base, check) if obey is None else check
 
 
 def _quick(base: str, check: Check) -> Check:
@@ -193,20 +192,16 @@ def _quick(base: str, check: Check) -> Check:
 
 def _speller(field: Field, base: str) -> Check:
     """How a text transport spells this field's values; empty text is null."""
-    known = {str(value): value for value in field.categories or ()}
+    known = {str(each): each for each in field.categories or () if base == "scalar"}
     keeps_empty = field.kind in ("text", "any") and not field.nullable
-    readers: dict[str, Check] = {
-        "number": _numeric,
-        "integer": _numeric,
-        "boolean": lambda text: _TRUTH.get(text.strip().lower(), text),
-        "scalar": lambda text: known.get(text, text),
-    }
-    read = readers.get(base)
+    blank_is_empty = base in ("number", "integer", "boolean")
 
     def spelled(text: str) -> Any:
-        if not text or (base in ("number", "integer", "boolean") and not text.strip()):
+        if not (text.strip() if blank_is_empty else text):
             return text if keeps_empty else None
-        return read(text) if read else text
+        if base == "boolean":
+            return _TRUTH.get(text.strip().lower(), text)
+        return _numeric(text) if blank_is_empty else known.get(text, text)
 
     return spelled
 
@@ -219,37 +214,21 @@ def _numeric(text: str) -> Any:
     return int(text) if len(text) < 400 and text.lstrip("+-").isdigit() else float(text)
 
 
-def _rules(field: Field) -> list[Check]:
-    """What was declared beyond the type."""
-    if not field.strict:
-        return []
-    rules = []
-    if field.categories is not None:
-        rules.append(_one_of(field.categories))
-    if field.minimum is not None or field.maximum is not None:
-        rules.append(_between(field.minimum, field.maximum))
-    return rules
+def _rule(field: Field) -> Callable[[Any], None]:
+    """What was declared beyond the type: the categories or the range."""
+    low, high = field.minimum, field.maximum
+    allowed = field.categories and {(type(each) is bool, each) for each in field.categories}
 
-
-def _one_of(categories: tuple[Any, ...]) -> Check:
-    allowed = {(type(value) is bool, value) for value in categories}
-
-    def check(value: Any) -> None:
-        if (type(value) is bool, value) not in allowed:
-            names = listing(shown(each) for each in categories)
+    def obey(value: Any) -> None:
+        if allowed is not None and (type(value) is bool, value) not in allowed:
+            names = listing(shown(each) for each in field.categories or ())
             raise ValueError(f"{shown(value)} is not one of {names}")
+        if low is not None and value < low:
+            raise ValueError(f"{shown(value)} is too small; it must be at least {shown(low)}")
+        if high is not None and value > high:
+            raise ValueError(f"{shown(value)} is too large; it must be at most {shown(high)}")
 
-    return check
-
-
-def _between(minimum: float | None, maximum: float | None) -> Check:
-    def check(value: Any) -> None:
-        if minimum is not None and value < minimum:
-            raise ValueError(f"{shown(value)} is too small; it must be at least {shown(minimum)}")
-        if maximum is not None and value > maximum:
-            raise ValueError(f"{shown(value)} is too large; it must be at most {shown(maximum)}")
-
-    return check
+    return obey
 
 
 def _mismatch(value: Any, needed: str) -> ValueError:
@@ -302,12 +281,10 @@ def _to_text(value: Any) -> str:
 
 
 def _to_scalar(value: Any) -> Any:
-    converts: dict[type, Check] = {str: _to_text, int: _to_integer, float: _to_float}
-    if type(value) is bool:
-        return value
-    if type(value) not in converts:
+    convert = _SCALARS.get(type(value))
+    if convert is None:
         raise _mismatch(value, "a single value")
-    return converts[type(value)](value)
+    return convert(value)
 
 
 def _to_any(value: Any, depth: int = 0) -> Any:
@@ -326,6 +303,7 @@ def _to_any(value: Any, depth: int = 0) -> Any:
     return _to_scalar(value)
 
 
+_SCALARS: dict[type, Check] = {bool: bool, str: _to_text, int: _to_integer, float: _to_float}
 _CONVERT: dict[str, Check] = {
     "number": _to_float,
     "integer": _to_integer,

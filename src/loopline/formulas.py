@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loopline.errors import FieldError, InvalidInput
+from loopline.errors import InvalidInput
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Term = tuple[str, ...]
@@ -51,7 +51,8 @@ def parse(formula: str) -> Parsed:
 
     `+` adds terms, `-` removes them (`- 1` the intercept), `a:b` multiplies, `a*b` means
     `a + b + a:b`. `I(...)` holds arithmetic, `C(...)` makes a column a category, `Q("...")` names
-    a column that is not an identifier, and functions such as `log` and `sqrt` are known.
+    a column that is not an identifier, and functions such as `log` and `sqrt` are known. The
+    target may be left out.
 
     Raises:
         InvalidInput: it is not of that form; nothing in it is ever executed.
@@ -84,7 +85,7 @@ def parse(formula: str) -> Parsed:
 
 def unfit(detail: str) -> InvalidInput:
     """The error that a formula which does not fit the data, or no grammar, is refused with."""
-    return InvalidInput(detail, fields=[FieldError("/formula", detail)])
+    return InvalidInput.at(detail, "/formula")
 
 
 def _expression(source: str) -> ast.expr:
@@ -116,8 +117,7 @@ def _expand(node: ast.expr, factors: dict[str, ast.expr]) -> list[Term]:
         if not isinstance(times, int) or not 1 <= times <= 8:
             raise ValueError("write a power of a column as I(x**2)")
         for _ in range(times - 1):
-            found = [*found, *_crossed(found, left)]
-            found = list(dict.fromkeys(found))
+            found = list(dict.fromkeys([*found, *_crossed(found, left)]))
         return found
     right = _expand(node.right, factors)
     crossed = _crossed(left, right)
@@ -148,6 +148,10 @@ def _column(node: ast.expr) -> str:
     raise ValueError(f"the target {ast.unparse(node)} is not a column")
 
 
+def _sides(node: ast.BinOp | ast.UnaryOp) -> list[ast.expr]:
+    return [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
+
+
 def called(node: ast.expr) -> str | None:
     """The function that a call names, with or without `np.` before it."""
     if not isinstance(node, ast.Call) or len(node.args) != 1 or node.keywords:
@@ -164,11 +168,9 @@ def _reads(node: ast.expr) -> Iterator[str]:
     """
     if isinstance(node, ast.Name):
         yield node.id
-    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        yield from _reads(node.left)
-        yield from _reads(node.right)
-    elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-        yield from _reads(node.operand)
+    elif isinstance(node, ast.BinOp | ast.UnaryOp) and type(node.op) in _OPERATORS:
+        for side in _sides(node):
+            yield from _reads(side)
     elif isinstance(node, ast.Call) and (name := called(node)) is not None:
         inner = node.args[0]
         if name == "Q" and isinstance(inner, ast.Constant) and isinstance(inner.value, str):
@@ -189,11 +191,8 @@ def computed(node: ast.expr, columns: Mapping[str, Array]) -> Any:
         return columns[node.id]
     if isinstance(node, ast.Constant):
         return np.float64(node.value)  # type: ignore[arg-type]
-    if isinstance(node, ast.BinOp):
-        left, right = computed(node.left, columns), computed(node.right, columns)
-        return _OPERATORS[type(node.op)](left, right)
-    if isinstance(node, ast.UnaryOp):
-        return _OPERATORS[type(node.op)](computed(node.operand, columns))
+    if isinstance(node, ast.BinOp | ast.UnaryOp):
+        return _OPERATORS[type(node.op)](*(computed(side, columns) for side in _sides(node)))
     assert isinstance(node, ast.Call)
     name, inner = called(node), node.args[0]
     if name == "Q":

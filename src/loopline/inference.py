@@ -9,6 +9,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,41 +22,30 @@ if TYPE_CHECKING:
 
 MOST_CATEGORIES = 1_000
 
-_SEEN: dict[str, Kind] = {
-    "floating": "number",
-    "integer": "number",
-    "mixed-integer-float": "number",
-    "decimal": "number",
+_SEEN_AS: dict[Kind, str] = {
+    "number": "floating integer mixed-integer-float decimal",
     "boolean": "boolean",
-    "datetime64": "text",
-    "datetime": "text",
-    "date": "text",
-    "time": "text",
-    "empty": "any",
-    "complex": "any",
-    "bytes": "any",
+    "text": "datetime64 datetime date time",
+    "any": "empty complex bytes",
 }
-_TYPES: dict[str, Kind] = {
-    "number": "number",
-    "integer": "integer",
-    "boolean": "boolean",
-    "string": "text",
+_SEEN = {seen: kind for kind, names in _SEEN_AS.items() for seen in names.split()}
+_TYPES: dict[frozenset[Any], Kind] = {
+    frozenset(["number"]): "number",
+    frozenset(["integer", "number"]): "number",
+    frozenset(["integer"]): "integer",
+    frozenset(["boolean"]): "boolean",
+    frozenset(["string"]): "text",
 }
 
 
 def inferred(
     frame: pd.DataFrame, target: str | None, used: Iterable[str] | None, task: str | None
 ) -> tuple[tuple[Field, ...], Output | None]:
-    """Read the fields and the output off a training frame.
-
-    Raises:
-        InvalidInput: the target or a used column is not in the frame, or a name appears twice.
-    """
+    """Read the fields and the output off a training frame, for `Schema.infer`."""
     columns = [str(column) for column in frame.columns]
     wanted = set(columns if used is None else used)
-    missing = [
-        name for name in [target, *sorted(wanted)] if name is not None and name not in columns
-    ]
+    named = [*([] if target is None else [target]), *sorted(wanted)]
+    missing = [name for name in named if name not in columns]
     if missing:
         raise InvalidInput(f"no column {listing(missing)}; the columns are {listing(columns)}")
     if len(set(columns)) < len(columns):
@@ -72,9 +62,8 @@ def _seen_field(name: str, series: pd.Series[Any], used: bool) -> Field:
     field = Field(name=name, kind=kind, nullable=len(values) < len(series), used=used)
     if len(values) and kind != "any":
         example = native(values.iloc[0])
-        field = msgspec.structs.replace(
-            field, categories=categories, example=float(example) if kind == "number" else example
-        )
+        example = float(example) if kind == "number" else example
+        field = msgspec.structs.replace(field, categories=categories, example=example)
     if kind != "number":
         return field
     numbers = [number for number in values.astype("float64").tolist() if math.isfinite(number)]
@@ -110,21 +99,14 @@ def _ordered(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _seen_output(name: str, series: pd.Series[Any], task: str | None) -> Output:
-    from pandas.api.types import infer_dtype
-
     values = series.dropna()
-    seen = infer_dtype(values, skipna=True)
-    if task != "classification" and _SEEN.get(seen) == "number":
+    if task != "classification" and _seen_kind(values)[0] == "number":
         return Output(name=name, kind="number")
     return Output(name=name, kind="category", categories=_ordered(values.unique().tolist()))
 
 
 def declared(kind: Any) -> tuple[tuple[Field, ...], Output | None]:
-    """Read the fields off a declaration; no fields at all mean that any object will do.
-
-    Raises:
-        InvalidInput: the declaration is not of a kind that names fields.
-    """
+    """Read the fields off a declaration; no fields at all mean that any object will do."""
     if inspect.isroutine(kind):
         return _signature(kind)
     root = _json_schema(kind)
@@ -189,7 +171,10 @@ def _signature(function: Callable[..., Any]) -> tuple[tuple[Field, ...], Output 
     answer = hints.pop("return", None)
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     named = {name: each for name, each in parameters.items() if each.kind not in variadic}
-    output = None if answer is None or answer is Any else _lenient_output(answer)
+    output = None
+    if answer is not Any:
+        with suppress(InvalidInput):  # An array type, say, names no output.
+            output = declared_output(answer)
     if len(named) == 1 and (whole := _whole_row(hints.get(*named))) is not None:
         return whole, output
     defaults = {n: each.default for n, each in named.items() if each.default is not each.empty}
@@ -199,23 +184,13 @@ def _signature(function: Callable[..., Any]) -> tuple[tuple[Field, ...], Output 
 
 def _whole_row(hint: Any) -> tuple[Field, ...] | None:
     """The fields of a row passed as one argument; None where the argument is a single field."""
-    if hint is None or hint is Any:
-        return ()
-    if typing.get_origin(hint) in (dict, Mapping) or hint in (dict, Mapping):
+    if hint in (None, Any, dict, Mapping) or typing.get_origin(hint) in (dict, Mapping):
         return ()
     try:
         schema = _json_schema(hint)
     except InvalidInput:
         return ()
     return declared(hint)[0] if "properties" in _resolved(schema, schema) else None
-
-
-def _lenient_output(hint: Any) -> Output | None:
-    """The output a return annotation names; an array type, say, names none."""
-    try:
-        return declared_output(hint)
-    except InvalidInput:
-        return None
 
 
 def _resolved(spec: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -248,7 +223,7 @@ def _declared_field(
     nullable = "null" in types or None in listed or None in types
     types.discard("null")
     categories = tuple(value for value in listed if value is not None)
-    kind: Kind = "category" if categories and not types else _declared_kind(types)
+    kind: Kind = "category" if categories and not types else _TYPES.get(frozenset(types), "any")
     minimum, maximum = _bounds([spec, *options], kind)
     default = native(spec.get("default"))
     return Field(
@@ -264,12 +239,6 @@ def _declared_field(
         example=next(iter(spec.get("examples", ())), None),
         description=spec.get("description", ""),
     )
-
-
-def _declared_kind(types: set[Any]) -> Kind:
-    if types == {"integer", "number"}:
-        return "number"
-    return _TYPES.get(next(iter(types)), "any") if len(types) == 1 else "any"
 
 
 def _bounds(specs: Sequence[Mapping[str, Any]], kind: Kind) -> tuple[float | None, float | None]:

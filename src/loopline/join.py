@@ -13,22 +13,10 @@ from typing import Any, TypeGuard
 
 import msgspec
 
+from loopline import facts, scoring
 from loopline import policy as policies
-from loopline import scoring
-from loopline.contracts import Batch, EventLog, Store
-from loopline.facts import (
-    LEARNED,
-    TIMEOUT,
-    ExampleFact,
-    OutcomeFact,
-    examples_topic,
-    outcome_event,
-    outcomes_topic,
-    predictions_topic,
-    read_example,
-    read_outcome,
-    read_prediction,
-)
+from loopline.contracts import EventLog, Store
+from loopline.facts import ExampleFact, OutcomeFact
 from loopline.records import (
     Books,
     Cursor,
@@ -41,7 +29,6 @@ from loopline.records import (
     OutcomeState,
     OutcomeStatus,
     Prediction,
-    Row,
     Tally,
     Version,
 )
@@ -122,7 +109,7 @@ class Join:
         self.rule = policies.read(model.policy) if model.policy else None
         self._classes: dict[int, Version | None] = {}
         self._columns = [field["name"] for field in model.schema.get("fields", ())]
-        topics = [outcomes_topic(model.name), examples_topic(model.name)]
+        topics = [facts.outcomes_topic(model.name), facts.examples_topic(model.name)]
         self._consumer = log.consumer(f"join:{model.name}", topics)
         self._rewind()
 
@@ -143,7 +130,22 @@ class Join:
         batch = self._consumer.poll(most)
         if not batch.events:
             return 0
-        self._apply(batch)
+        topic = facts.outcomes_topic(self.model.name)
+        told = [
+            facts.read_outcome(event.value)
+            if event.topic == topic
+            else facts.read_example(event.value)
+            for event in batch.events
+        ]
+        ids = [fact.id for fact in told if isinstance(fact, OutcomeFact)]
+        work = self._work(ids, self._find(ids))
+        for event, fact in zip(batch.events, told, strict=True):
+            if isinstance(fact, OutcomeFact):
+                work.receipts[event.key] = work.outcome(fact).value
+            else:
+                work.learn(fact, event.at)
+                work.receipts[event.key] = facts.LEARNED
+        self._commit(work, batch.position)
         return len(batch.events)
 
     def settle(self, now: float, most: int = 1000) -> int:
@@ -160,7 +162,10 @@ class Join:
         changed = 0
         for state in waiting:
             if state.id in found:
-                work.join(found[state.id], _fact(state), state.revision)
+                fact = OutcomeFact(
+                    id=state.id, value=state.value, at=state.at, arrival=state.arrival
+                )
+                work.join(found[state.id], fact, state.revision)
             elif now - state.arrival > self._orphan_time:
                 work.give_up(state)
             else:
@@ -184,7 +189,7 @@ class Join:
         if policy is None or policy.timeout_label is None or policy.maturity is None:
             return 0
         name, maturity = self.model.name, policy.maturity
-        reader = self._log.consumer(f"timeout:{name}", [predictions_topic(name)])
+        reader = self._log.consumer(f"timeout:{name}", [facts.predictions_topic(name)])
         batch = reader.poll(most)
         due = [event for event in batch.events if event.at + maturity <= now]
         known = self._store.outcome_states(name, [event.key for event in due])
@@ -202,26 +207,10 @@ class Join:
         """Stop reading."""
         self._consumer.close()
 
-    def _apply(self, batch: Batch) -> None:
-        outcomes_name = outcomes_topic(self.model.name)
-        facts = [
-            read_outcome(event.value) if event.topic == outcomes_name else read_example(event.value)
-            for event in batch.events
-        ]
-        ids = [fact.id for fact in facts if isinstance(fact, OutcomeFact)]
-        work = self._work(ids, self._find(ids))
-        for event, fact in zip(batch.events, facts, strict=True):
-            if isinstance(fact, OutcomeFact):
-                work.receipts[event.key] = work.outcome(fact).value
-            else:
-                work.learn(fact, event.at)
-                work.receipts[event.key] = LEARNED
-        self._commit(work, batch.position)
-
     def _find(self, ids: Sequence[str]) -> dict[str, Prediction]:
-        topic = predictions_topic(self.model.name)
+        topic = facts.predictions_topic(self.model.name)
         found = self._log.find(topic, ids) if ids else {}
-        return {key: read_prediction(self.model.name, event) for key, event in found.items()}
+        return {key: facts.read_prediction(self.model.name, event) for key, event in found.items()}
 
     def _work(self, ids: Sequence[str], predictions: dict[str, Prediction]) -> _Work:
         name = self.model.name
@@ -239,8 +228,8 @@ class Join:
             versions=self._classes,
             books=self._store.books(name),
             predictions=predictions,
-            states=states,
-            examples=examples,
+            states=dict(states),
+            known=dict(examples),
         )
 
     def _commit(self, work: _Work, position: Cursor) -> None:
@@ -248,12 +237,8 @@ class Join:
         keys = sorted(work.sums)
         stored = {(t.version, t.cohort): t.sums for t in self._store.tallies(name, keys)}
         tallies = tuple(
-            Tally(
-                version=key[0],
-                cohort=key[1],
-                sums=scoring.add(stored.get(key, {}), work.sums[key]),
-            )
-            for key in keys
+            Tally(version=v, cohort=c, sums=scoring.add(stored.get((v, c), {}), work.sums[v, c]))
+            for v, c in keys
         )
         try:
             self._store.commit_join(work.delta(self._position, position, tallies))
@@ -265,69 +250,58 @@ class Join:
 
 def _timeout(model: str, event: Event, label: Any, maturity: float) -> Event:
     arrival = event.at + maturity
-    fact = OutcomeFact(id=event.key, value=label, at=None, arrival=arrival, source=TIMEOUT)
-    return outcome_event(model, fact, key=f"timeout:{event.key}")
+    fact = OutcomeFact(id=event.key, value=label, at=None, arrival=arrival, source=facts.TIMEOUT)
+    return facts.outcome_event(model, fact, key=f"timeout:{event.key}")
 
 
-def _fact(state: OutcomeState) -> OutcomeFact:
-    return OutcomeFact(id=state.id, value=state.value, at=state.at, arrival=state.arrival)
-
-
-class _Work:
+class _Work(msgspec.Struct, kw_only=True):
     """One batch in the making: the rules, applied in memory to the books as they were read."""
 
-    def __init__(
-        self,
-        model: ModelRecord,
-        columns: Sequence[str],
-        policy: policies.Every | None,
-        versions: Mapping[int, Version | None],
-        books: Books,
-        predictions: dict[str, Prediction],
-        states: dict[str, OutcomeState],
-        examples: dict[str, Example],
-    ) -> None:
-        self._model = model
-        self._columns = columns
-        self._policy = policy
-        self._versions = versions
-        self._predictions = predictions
-        self._states = dict(states)
-        self._known = dict(examples)
-        self._before = books.matched
-        self._seq = books.seq
-        self._matched = books.matched
-        self._moments = dict(books.moments)
-        self._added: dict[int, Example] = {}
-        self._relabelled: dict[int, Example] = {}
-        self._touched: dict[str, OutcomeState] = {}
-        self._upto: dict[int, int] = {}
-        self.sums: dict[tuple[int, int], dict[str, float]] = {}
-        self.receipts: dict[str, str] = {}
+    model: ModelRecord
+    columns: Sequence[str]
+    policy: policies.Every | None
+    versions: Mapping[int, Version | None]
+    books: Books
+    predictions: Mapping[str, Prediction]
+    states: dict[str, OutcomeState]
+    known: dict[str, Example]
+    seq: int = 0
+    matched: int = 0
+    moments: dict[str, Moments] = {}
+    added: dict[int, Example] = {}
+    relabelled: dict[int, Example] = {}
+    touched: dict[str, OutcomeState] = {}
+    upto: dict[int, int] = {}
+    sums: dict[tuple[int, int], dict[str, float]] = {}
+    receipts: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        self.seq, self.matched = self.books.seq, self.books.matched
+        self.moments = dict(self.books.moments)
 
     def outcome(self, fact: OutcomeFact) -> OutcomeStatus:
         """Apply one outcome by the rules and say what became of it."""
         revision = _revision(fact)
-        known = self._states.get(fact.id)
+        known = self.states.get(fact.id)
         if known is not None and known.status is not OutcomeStatus.UNKNOWN:
             return self._again(known, fact, revision)
-        prediction = self._predictions.get(fact.id)
+        prediction = self.predictions.get(fact.id)
         if prediction is None:
-            self._note(fact, revision, OutcomeStatus.WAITING)
-            return OutcomeStatus.WAITING
+            return self._note(fact, revision, OutcomeStatus.WAITING)
         return self.join(prediction, fact, revision)
 
     def join(self, prediction: Prediction, fact: OutcomeFact, revision: float) -> OutcomeStatus:
         """Make the example of a prediction and its outcome."""
-        late = self._is_late(prediction, fact)
-        status = OutcomeStatus.LATE if late else OutcomeStatus.JOINED
-        self._seq += 1
+        moment = fact.arrival if fact.at is None else fact.at
+        maturity = self.policy.maturity if self.policy else None
+        late = maturity is not None and moment - prediction.at > maturity
+        self.seq += 1
         example = Example(
-            model=self._model.name,
-            seq=self._seq,
+            model=self.model.name,
+            seq=self.seq,
             row=prediction.row,
             label=fact.value,
-            at=fact.arrival if fact.at is None else fact.at,
+            at=moment,
             source=fact.source,
             matched=None if late else self._count(),
             id=prediction.id,
@@ -337,78 +311,57 @@ class _Work:
             predicted_at=prediction.at,
             late=late,
         )
-        self._added[example.seq] = example
-        self._known[prediction.id] = example
+        self.known[prediction.id] = example
         self._score(example, 1)
-        self._see(example.row, example.label)
-        self._note(fact, revision, status, example.seq)
-        return status
+        self._add(example)
+        status = OutcomeStatus.LATE if late else OutcomeStatus.JOINED
+        return self._note(fact, revision, status, example.seq)
 
     def learn(self, fact: ExampleFact, at: float) -> None:
         """Add a row handed to `learn`."""
-        self._seq += 1
-        example = Example(
-            model=self._model.name,
-            seq=self._seq,
-            row=fact.row,
-            label=fact.label,
-            at=at,
-            source="learn",
+        self.seq += 1
+        name, row = self.model.name, fact.row
+        self._add(
+            Example(model=name, seq=self.seq, row=row, label=fact.label, at=at, source="learn")
         )
-        self._added[example.seq] = example
-        self._see(example.row, example.label)
 
     def give_up(self, state: OutcomeState) -> None:
         """Count an outcome whose prediction never came as unknown."""
-        self._touched[state.id] = msgspec.structs.replace(state, status=OutcomeStatus.UNKNOWN)
+        self.touched[state.id] = msgspec.structs.replace(state, status=OutcomeStatus.UNKNOWN)
 
     def delta(
         self, expected: Cursor | None, position: Cursor, tallies: tuple[Tally, ...]
     ) -> JoinDelta:
         """Everything this batch changes."""
+        every = self.policy.outcomes if self.policy else 0
+        crossed = policies.due(self.policy, self.books.matched, self.matched) if self.policy else []
+        reached = [(k, self.upto[k * every]) for k in crossed]
         return JoinDelta(
-            model=self._model.name,
+            model=self.model.name,
             expected=expected,
             position=position,
             books=Books(
-                model=self._model.name,
-                seq=self._seq,
-                matched=self._matched,
-                examples=self._seq,
-                moments=self._moments,
+                model=self.model.name,
+                seq=self.seq,
+                matched=self.matched,
+                examples=self.seq,
+                moments=self.moments,
             ),
-            outcomes=tuple(self._touched.values()),
-            examples=tuple(self._added.values()),
-            relabelled=tuple(self._relabelled.values()),
+            outcomes=tuple(self.touched.values()),
+            examples=tuple(self.added.values()),
+            relabelled=tuple(self.relabelled.values()),
             tallies=tallies,
-            epochs=tuple(self._epochs()),
+            epochs=tuple(
+                Epoch(model=self.model.name, k=k, upto=seq, at=self.added[seq].at)
+                for k, seq in reached
+            ),
             receipts=self.receipts,
         )
 
-    def _epochs(self) -> list[Epoch]:
-        if self._policy is None:
-            return []
-        crossed = policies.due(self._policy, self._before, self._matched)
-        every = self._policy.outcomes
-        return [
-            Epoch(
-                model=self._model.name,
-                k=k,
-                upto=self._upto[k * every],
-                at=self._added[self._upto[k * every]].at,
-            )
-            for k in crossed
-        ]
-
     def _count(self) -> int:
-        self._matched += 1
-        self._upto[self._matched] = self._seq
-        return self._matched
-
-    def _is_late(self, prediction: Prediction, fact: OutcomeFact) -> bool:
-        maturity = self._policy.maturity if self._policy else None
-        moment = fact.arrival if fact.at is None else fact.at
-        return maturity is not None and moment - prediction.at > maturity
+        self.matched += 1
+        self.upto[self.matched] = self.seq
+        return self.matched
 
     def _again(self, known: OutcomeState, fact: OutcomeFact, revision: float) -> OutcomeStatus:
         if _same(known.value, fact.value) or revision <= known.revision:
@@ -416,26 +369,24 @@ class _Work:
         if known.seq is None:
             self._note(fact, revision, OutcomeStatus.WAITING)
             return OutcomeStatus.CORRECTED
-        old = self._known[fact.id]
+        old = self.known[fact.id]
         new = msgspec.structs.replace(old, label=fact.value, source=fact.source)
         self._score(old, -1)
         self._score(new, 1)
-        self._relabel(old.label, fact.value)
-        self._known[fact.id] = new
-        into = self._added if new.seq in self._added else self._relabelled
+        target = self.model.target
+        if target in self.moments and _numeric(old.label):
+            self.moments[target] = forget(self.moments[target], old.label)
+        self._see(target, new.label)
+        self.known[fact.id] = new
+        into = self.added if new.seq in self.added else self.relabelled
         into[new.seq] = new
-        self._note(fact, revision, OutcomeStatus.CORRECTED, new.seq)
-        return OutcomeStatus.CORRECTED
+        return self._note(fact, revision, OutcomeStatus.CORRECTED, new.seq)
 
     def _note(
-        self,
-        fact: OutcomeFact,
-        revision: float,
-        status: OutcomeStatus,
-        seq: int | None = None,
-    ) -> None:
+        self, fact: OutcomeFact, revision: float, status: OutcomeStatus, seq: int | None = None
+    ) -> OutcomeStatus:
         state = OutcomeState(
-            model=self._model.name,
+            model=self.model.name,
             id=fact.id,
             value=fact.value,
             revision=revision,
@@ -444,14 +395,15 @@ class _Work:
             status=status,
             seq=seq,
         )
-        self._states[fact.id] = self._touched[fact.id] = state
+        self.states[fact.id] = self.touched[fact.id] = state
+        return status
 
     def _score(self, example: Example, sign: int) -> None:
         if example.version is None or example.predicted_at is None:
             return
-        version = self._versions.get(example.version)
+        version = self.versions.get(example.version)
         part = scoring.contribution(
-            self._model.task,
+            self.model.task,
             example.output,
             example.probabilities,
             version.classes if version else None,
@@ -460,25 +412,20 @@ class _Work:
         key = (example.version, scoring.cohort(example.predicted_at))
         self.sums[key] = scoring.add(self.sums.get(key, {}), part, sign)
 
-    def _see(self, row: Row, label: Any) -> None:
-        for name, value in zip(self._columns, row, strict=False):
-            if _numeric(value):
-                self._moments[name] = observe(self._moments.get(name, Moments()), value)
-        target = self._model.target
-        if target and _numeric(label):
-            self._moments[target] = observe(self._moments.get(target, Moments()), label)
+    def _add(self, example: Example) -> None:
+        self.added[example.seq] = example
+        for name, value in zip(self.columns, example.row, strict=False):
+            self._see(name, value)
+        self._see(self.model.target, example.label)
 
-    def _relabel(self, old: Any, new: Any) -> None:
-        target = self._model.target
-        if target and _numeric(old) and target in self._moments:
-            self._moments[target] = forget(self._moments[target], old)
-        if target and _numeric(new):
-            self._moments[target] = observe(self._moments.get(target, Moments()), new)
+    def _see(self, name: str | None, value: Any) -> None:
+        if name and _numeric(value):
+            self.moments[name] = observe(self.moments.get(name, Moments()), value)
 
 
 def _revision(fact: OutcomeFact) -> float:
     """A timeout label is revision 0, so that any real outcome corrects it."""
-    if fact.source == TIMEOUT:
+    if fact.source == facts.TIMEOUT:
         return 0.0
     return fact.arrival if fact.at is None else fact.at
 

@@ -27,6 +27,8 @@ PUMP = 0.05
 """Seconds without any event after which the timers are looked at."""
 FOLLOW = 0.1
 TICK = 0.25
+RECOVERY = 0.5
+"""Seconds without joins and timers after something failed."""
 RECEIPTS_KEPT = 60.0
 RETENTION_TICK = 30.0
 
@@ -56,6 +58,7 @@ class Keeper:
         self._inlet = inlet
         self._joins: dict[str, Join] = {}
         self._revision = -1
+        self._trouble = ""
         self._stop = threading.Event()
         self._beats: list[_Beat] = [
             _Beat(FOLLOW, self._follow),
@@ -77,15 +80,26 @@ class Keeper:
             try:
                 self.turn()
             except Unavailable as error:
-                logger.warning("%s; trying again", error)
-                self._stop.wait(0.5)
+                if self._trouble != str(error):
+                    self._trouble = str(error)
+                    logger.warning("%s; trying again", error)
+                self._recover()
             except Exception:
                 logger.exception("the keeper stumbled; it goes on")
-                self._stop.wait(0.5)
+                self._recover()
         if self._inlet is not None:
             self._inlet.close()
         for join in self._joins.values():
             join.close()
+
+    def _recover(self) -> None:
+        """Only take in what comes for a moment: the log may be well while the store is not."""
+        until = time.monotonic() + RECOVERY
+        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+            if self._inlet is not None:
+                self._inlet.pump(min(PUMP, left))
+            else:
+                self._stop.wait(left)
 
     def turn(self) -> int:
         """Take in what came, join it, and do what is due.
@@ -138,13 +152,8 @@ class Keeper:
             rule = join.rule
             if rule is None or not self._cool(name, rule):
                 continue
-            job = Job(
-                id=new_id(),
-                kind="train",
-                model=name,
-                payload={},
-                reason=f"{rule.outcomes} more outcomes",
-            )
+            reason = f"{rule.outcomes} more outcomes"
+            job = Job(id=new_id(), kind="train", model=name, payload={}, reason=reason)
             if self._store.trigger(name, job) is not None:
                 logger.info("%s: a retraining was triggered", name)
                 self._doorbell.ring()
@@ -156,6 +165,11 @@ class Keeper:
         return policy.cooled(rule, started[0] if started else None, self._store.now())
 
     def _sweep(self) -> None:
+        if self._trouble:
+            # The store was away, so no lease could be extended: none ran out by its worker's fault.
+            self._store.stretch_leases(self._settings.lease)
+            logger.warning("it works again")
+            self._trouble = ""
         for job in self._store.sweep():
             logger.warning("job %s: its lease ran out; now %s", job.id, job.state.value)
             if job.state is JobState.QUEUED:

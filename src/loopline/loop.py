@@ -20,6 +20,7 @@ import msgspec
 
 from loopline import access
 from loopline.access import TRUSTED, Caller
+from loopline.asks import Answered, Ask
 from loopline.errors import TooLarge, WrongState
 from loopline.facts import example_event, outcome_event, outcome_facts
 from loopline.join import merge, summarise
@@ -37,7 +38,6 @@ from loopline.records import (
 )
 from loopline.registry import define
 from loopline.schema import Schema
-from loopline.serving import Answered, Ask
 from loopline.training import base_pairs, measure
 
 
@@ -82,12 +82,7 @@ class Loop(Readings):
         )
 
     def outcome(
-        self,
-        model: str,
-        items: Sequence[Any],
-        *,
-        text: bool = False,
-        caller: Caller = TRUSTED,
+        self, model: str, items: Sequence[Any], *, text: bool = False, caller: Caller = TRUSTED
     ) -> dict[str, Any]:
         """Tell what became true, by prediction id.
 

@@ -77,6 +77,9 @@ FAMILIES: dict[str, Family] = {
     "loopline_log_buffer_bytes": Family(
         "gauge", "Bytes handed to the log that it has not acknowledged."
     ),
+    "loopline_log_dropped_total": Family(
+        "counter", "Predictions answered but not logged, because the log was full.", ("model",)
+    ),
     "loopline_outcomes_total": Family(
         "counter", "Outcomes taken, by what became of them.", ("model", "result")
     ),
@@ -114,18 +117,13 @@ class Metrics:
         self._pause = 0.0
         self._pause_began = 0.0
 
-    # The three ways to record a number.
+    # The ways to record a number.
 
     def add(self, name: str, value: float = 1.0, labels: Labels = ()) -> None:
         """Add to a counter, or to a gauge."""
         with self._lock:
             series = self._numbers[name].setdefault(labels, [0.0])
             series[0] += value
-
-    def put(self, name: str, value: float, labels: Labels = ()) -> None:
-        """Set a gauge."""
-        with self._lock:
-            self._numbers[name][labels] = [value]
 
     def observe(self, name: str, value: float, labels: Labels = ()) -> None:
         """Put a value into a histogram."""
@@ -140,11 +138,6 @@ class Metrics:
     def sample(self, name: str, sampler: Sampler) -> None:
         """Ask `sampler` for a gauge's values (by label values) whenever a snapshot is taken."""
         self._samplers[name] = sampler
-
-    def clear(self, name: str) -> None:
-        """Forget all series of a family."""
-        with self._lock:
-            self._numbers[name] = {}
 
     # What the serving path counts.
 

@@ -9,54 +9,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
-from loopline import features
-from loopline.errors import (
-    FieldError,
-    InvalidInput,
-    LooplineError,
-    ModelFailed,
-    NotReady,
-    WrongState,
-)
-from loopline.fields import Field, Output, listing, native
-from loopline.natives import (
-    BUILT_IN,
-    LIBRARIES,
-    PER_ROW,
-    arguments_of,
-    as_categories,
-    as_matrix,
-    as_report,
-    as_vector,
-    booster_classes,
-    booster_of,
-    brings_features,
-    classes_of,
-    declared_by,
-    forget_names,
-    form_of,
-    has_method,
-    has_summary,
-    is_a,
-    is_fitted,
-    kind_of,
-    numbered_columns,
-    ordered_classes,
-    parts,
-    picked,
-    plain_answer,
-    plain_list,
-    row_caller,
-    sample_of,
-    takes_missing,
-    task_of,
-    task_of_fit,
-    wants_frame,
-)
+import numpy as np
+
+from loopline import features, folding, natives
+from loopline.errors import InvalidInput, LooplineError, ModelFailed, NotReady, WrongState
+from loopline.fields import Field, Kind, Output, listing, native
+from loopline.natives import BUILT_IN, LIBRARIES, PER_ROW, has_method, is_a
 from loopline.recipes import NOT_PLAIN, check_parameters, estimator, plain_value, settings_of
 from loopline.records import Record, Row
 from loopline.schema import Schema
@@ -69,6 +31,8 @@ _ARG_MAX = frozenset(
     LGBMClassifier LinearDiscriminantAnalysis LogisticRegression LogisticRegressionCV MLPClassifier
     MultinomialNB QuadraticDiscriminantAnalysis RandomForestClassifier""".split()
 )
+
+Ask = Callable[[Any], Any]
 
 
 class Answers(Record, frozen=True):
@@ -123,13 +87,10 @@ class Model:
 
 
 class Adopted:
-    """The one face of every model.
+    """The one face of every model; one that was stored is given what its `state` returned.
 
-    Args:
-        native: the estimator, object or function itself.
-        kind: sklearn, lightgbm, xgboost, river, mlmodel, class, function, linear, polynomial or
-            formula.
-        state: what `state` returned, for a model that was stored.
+    The kinds are sklearn, lightgbm, xgboost, river, mlmodel, class, function, linear, polynomial
+    and formula.
     """
 
     def __init__(self, native: Any, kind: str, state: Mapping[str, Any] | None = None) -> None:
@@ -144,18 +105,18 @@ class Adopted:
         self.wrapped = False
         self.note = ""
         self.maker: dict[str, Any] | None = None
-        for name, value in (state or {}).items():
+        for name, value in (state or {"task": natives.task_of(native, kind)}).items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
-        self._form = form_of(native, kind)
-        self._call_row = row_caller(native, kind)
+        self._form = natives.form_of(native, kind)
+        self._call_row = natives.row_caller(native, kind)
         self._prepare()
 
     def _prepare(self) -> None:
         """Find the shortest way to an answer."""
         self._last = self.native.steps[-1][1] if self.wrapped else self.native
-        ready = self.wrapped and self.fitted
-        self._features = features.quick(self.native) if ready else None
-        self._split = booster_of(self._last) if self.fitted else None
+        self._split = natives.booster_of(self._last) if self.fitted else None
+        self._asks: tuple[Ask | None, Ask] | None = None
+        self._way: tuple[Schema, features.Reader] | None = None
 
     def state(self) -> dict[str, Any]:
         """What has to be stored beside the native model, as plain data."""
@@ -165,15 +126,10 @@ class Adopted:
     @property
     def capabilities(self) -> frozenset[str]:
         """The verbs that this model knows: predict, and what else its methods allow."""
-        known = {
-            "fit": ("fit",),
-            "learn": ("partial_fit", "learn", "learn_one"),
-            "score": ("score",),
-            "predict_proba": ("predict_proba", "predict_proba_one"),
-            "report": ("report",),
-            "explain": ("explain",),
-        }
-        able = {verb for verb, names in known.items() if has_method(self.native, *names)}
+        also = {"learn": ("partial_fit", "learn_one"), "predict_proba": ("predict_proba_one",)}
+        verbs = "predict fit learn score predict_proba explain".split()
+        able = {verb for verb in verbs if has_method(self.native, verb, *also.get(verb, ()))}
+        able |= {"predict"} if natives.reporter(self.native) is None else {"predict", "report"}
         if self.kind == "river":
             able |= {"fit"}
             able -= set() if self.task == "classification" else {"predict_proba"}
@@ -181,16 +137,14 @@ class Adopted:
             able |= {"fit", "score"}
         if self._split is not None and self.task == "classification":
             able |= {"predict_proba"}
-        if has_summary(self.native):
-            able |= {"report"}
-        return frozenset({"predict", *able})
+        return frozenset(able)
 
     @property
     def cheap(self) -> bool:
         """Whether it is of a kind known to answer quickly."""
         if self.kind in PER_ROW or self.kind == "class":
             return False
-        inside = parts(self.native)
+        inside = natives.parts(self.native)
         return all(type(part).__module__.startswith(LIBRARIES) for part in inside)
 
     @property
@@ -199,33 +153,28 @@ class Adopted:
         told = getattr(self.native, "description", None)
         if not isinstance(told, str) or not told:
             owner = self.native if inspect.isroutine(self.native) else type(self.native)
-            lines = (owner.__doc__ or "").strip().splitlines()
-            told = lines[0].strip() if lines else owner.__name__
+            told = (owner.__doc__ or "").strip().partition("\n")[0] or owner.__name__
         return f"{told} {self.note}".strip()
 
     @property
     def schema(self) -> Schema | None:
         """The schema that the model declares, or that its fit implies; None where neither does."""
-        declared = declared_by(self.native, self.kind)
+        declared = natives.declared_by(self.native, self.kind)
         if declared is not None or not self.fitted:
             return declared
-        names = self.columns or numbered_columns(self.native)
+        names = self.columns or natives.numbered_columns(self.native)
         if not names:
             return None
-        answer = Output(name="prediction", kind="number")
-        if self.task == "classification":
-            answer = Output(name="prediction", kind="category", categories=self.classes)
-        return Schema(
-            fields=tuple(map(self._implied, names)),
-            output=answer,
-        )
+        kind: Kind = "category" if self.task == "classification" else "number"
+        answer = Output(name="prediction", kind=kind, categories=self.classes)
+        return Schema(fields=tuple(map(self._implied, names)), output=answer)
 
     def _implied(self, name: str) -> Field:
         """A field as far as the fit tells what it is."""
         levels = getattr(self.native, "levels_", {}) if self.kind in BUILT_IN else {}
         if name in levels:
             return Field(name=name, kind="category", categories=tuple(levels[name]))
-        if wants_frame(self.native):
+        if natives.wants_frame(self.native):
             return Field(name=name, kind="any", nullable=True)
         return Field(name=name, kind="number")
 
@@ -237,7 +186,12 @@ class Adopted:
         """
         have = tuple(field.name for field in schema.fields)
         self._check_target(schema)
-        wanted = self._wanted()
+        declared = natives.declared_by(self.native, self.kind)
+        wanted = self.columns if self.fitted else natives.picked(self.native)
+        if self.kind == "formula":
+            wanted = self.native.fields
+        elif declared is not None and not declared.open:
+            wanted = tuple(field.name for field in declared.fields)
         if wanted is None:
             free = {f.name for f in schema.fields if f.kind in ("text", "any")}
             picky = self.kind in BUILT_IN or self._needs_features(schema)
@@ -245,23 +199,14 @@ class Adopted:
         lost = [name for name in wanted if name not in have]
         if lost and not schema.open:
             told = f"the model reads {listing(lost)}, which the data do not have: {listing(have)}"
-            raise InvalidInput(told, fields=[FieldError(f"/{name}", told) for name in lost])
+            raise InvalidInput.at(told, *(f"/{name}" for name in lost))
         return tuple(name for name in have if name in wanted)
-
-    def _wanted(self) -> tuple[str, ...] | None:
-        """The fields that the model names itself."""
-        if self.kind == "formula":
-            return tuple(self.native.fields)
-        declared = declared_by(self.native, self.kind)
-        if declared is not None and not declared.open:
-            return tuple(field.name for field in declared.fields)
-        return self.columns if self.fitted else picked(self.native)
 
     def _check_target(self, schema: Schema) -> None:
         target = getattr(self.native, "target", None) if self.kind == "formula" else None
         if target and schema.output is not None and schema.output.name != target:
             told = f"the formula explains {target!r}, but the target is {schema.output.name!r}"
-            raise InvalidInput(told, fields=[FieldError("/target", told)])
+            raise InvalidInput.at(told, "/target")
 
     def parameters(self) -> dict[str, Any]:
         """The settings of the model by name, as far as they are plain values."""
@@ -272,18 +217,16 @@ class Adopted:
 
     def report(self) -> dict[str, Any] | None:
         """The model's own account of its fit as {"html", "json"}, None where it gives none."""
-        if not self.fitted:
+        tell = natives.reporter(self.native)
+        if tell is None or not self.fitted:
             return None
-        with _failing():
-            if has_method(self.native, "report"):
-                return as_report(self.native.report())
-            return as_report(self.native.summary()) if has_summary(self.native) else None
+        with _failing:
+            return natives.as_report(tell())
 
     def recipe(self) -> Adopted:
         """The same model before any fit, which is what gets trained again."""
         recipe = Adopted(self._fresh({}), self.kind)
-        found = task_of(recipe.native, recipe.kind)
-        recipe.task = self.task if found == "other" else found
+        recipe.task = self.task if recipe.task == "other" else recipe.task
         return recipe
 
     def fit(
@@ -293,13 +236,10 @@ class Adopted:
         labels: Sequence[Any],
         parameters: Mapping[str, Any] | None = None,
     ) -> Adopted:
-        """Fit a fresh copy; this one is not changed.
+        """Fit a fresh copy to n rows, with all fields of the schema, and their n labels.
 
-        Args:
-            schema: of the rows; the used fields become X, in its order.
-            rows: n rows with all fields of the schema.
-            labels: n class labels or numbers.
-            parameters: settings that differ from the model's own.
+        The used fields become X, in the schema's order. The parameters are settings that differ
+        from the model's own, which is not changed.
 
         Raises:
             InvalidInput: an unknown parameter, or nothing to learn from.
@@ -312,23 +252,14 @@ class Adopted:
             raise InvalidInput(f"{len(rows)} rows and {len(labels)} labels are nothing to fit to")
         made = Adopted(self._fresh(parameters or {}), self.kind)
         made._check_target(schema)
-        made.task = task_of_fit(task_of(made.native, made.kind), schema)
-        made.columns = None if schema.open else tuple(f.name for f in schema.fields if f.used)
-        if made.task == "classification":
-            known = schema.output.categories if schema.output else None
-            made.classes = ordered_classes(labels, known)
-        if made.kind == "river":
-            made.learn(schema, rows, labels)
-        else:
-            made._fit_batch(schema, rows, labels)
-        made.fitted = True
+        (made.learn if made.kind == "river" else made._fit_batch)(schema, rows, labels)
         return made
 
     def _fit_batch(self, schema: Schema, rows: Sequence[Row], labels: Sequence[Any]) -> None:
         if self._needs_features(schema):
             self._wrap(schema, rows)
-        X, y = self._input(schema, rows, fitting=True), self._labels(schema, labels)
-        with _failing():
+        X, y = self._examples(schema, rows, labels)
+        with _failing:
             fitted = self.native.fit(X, y)
         if fitted is not None and has_method(fitted, "predict"):
             self.native = fitted
@@ -337,9 +268,9 @@ class Adopted:
         if self.kind in BUILT_IN:
             self.columns = tuple(self.native.columns_)
         if self.task == "classification":
-            self.classes = (None if self.coded else classes_of(self.native)) or self.classes
+            self.classes = (None if self.coded else natives.classes_of(self.native)) or self.classes
             if self._split is None and has_method(self.native, "predict_proba"):
-                self.argmax = self._agrees(sample_of(X))
+                self.argmax = self._agrees(X[:: max(1, len(X) // natives.SAMPLE)])
 
     def learn(self, schema: Schema, rows: Sequence[Row], labels: Sequence[Any]) -> None:
         """Take more labelled rows into this very model, in their order.
@@ -348,15 +279,8 @@ class Adopted:
             WrongState: the model cannot learn on top of what it knows.
             ModelFailed: the model raised.
         """
-        if self.task == "other":
-            self.task = task_of_fit("other", schema)
-        if self.columns is None and not schema.open:
-            self.columns = tuple(field.name for field in schema.fields if field.used)
-        if self.task == "classification":
-            known = schema.output.categories if schema.output else None
-            self.classes = ordered_classes([*(self.classes or ()), *labels], known)
-        X, y = self._input(schema, rows, fitting=True), self._labels(schema, labels)
-        with _failing():
+        X, y = self._examples(schema, rows, labels)
+        with _failing:
             if self.kind == "river":
                 for row, label in zip(X, y, strict=True):
                     self.native.learn_one(row, label)
@@ -364,34 +288,43 @@ class Adopted:
                 self.native.learn(X, y)
             elif not has_method(self.native, "partial_fit"):
                 raise WrongState("this model has neither `learn` nor `partial_fit`")
-            elif self.classes and "classes" in arguments_of(self.native.partial_fit):
-                self.native.partial_fit(X, y, classes=as_vector(self.classes))
             else:
-                self.native.partial_fit(X, y)
+                named = self.classes and "classes" in natives.arguments_of(self.native.partial_fit)
+                known = {"classes": natives.as_vector(self.classes or ())} if named else {}
+                self.native.partial_fit(X, y, **known)
         if self.task == "classification" and not self.coded:
-            self.classes = classes_of(self.native) or self.classes
+            self.classes = natives.classes_of(self.native) or self.classes
         self.fitted = True
+        self._prepare()
+
+    def _examples(
+        self, schema: Schema, rows: Sequence[Row], labels: Sequence[Any]
+    ) -> tuple[Any, Any]:
+        """What the native model learns from; the task, columns and classes follow from it."""
+        self.task = natives.task_of_fit(self.task, schema)
+        if self.columns is None and not schema.open:
+            self.columns = tuple(field.name for field in schema.fields if field.used)
+        if self.task == "classification":
+            self.classes = natives.ordered_classes([*(self.classes or ()), *labels], schema)
+        return self._reader(schema, fitting=True)(rows), self._labels(schema, labels)
 
     def _fresh(self, parameters: Mapping[str, Any]) -> Any:
         """An unfitted copy of the native model with these parameters."""
         if self.maker is not None:
             return estimator(self.maker["path"], {**self.maker["parameters"], **parameters})
         inner = self._last
-        if self.kind == "river":
-            check_parameters(inner, parameters)
-            with _failing():
+        check_parameters(type(inner), parameters, settings_of(inner))
+        with _failing:
+            if self.kind == "river":
                 return inner.clone(dict(parameters)) if parameters else inner.clone()
-        if self.kind in BUILT_IN:
-            made = type(inner)(**inner.get_params())
-        elif has_method(inner, "get_params") and has_method(inner, "set_params"):
-            from sklearn.base import clone
+            if self.kind in BUILT_IN:
+                made = type(inner)(**inner.get_params())
+            elif has_method(inner, "get_params") and has_method(inner, "set_params"):
+                from sklearn.base import clone
 
-            made = clone(inner, safe=False)
-        else:
-            with _failing():
+                made = clone(inner, safe=False)
+            else:
                 made = copy.deepcopy(inner)
-        check_parameters(made, parameters)
-        with _failing():
             if parameters and has_method(made, "set_params"):
                 made.set_params(**parameters)
             else:
@@ -403,15 +336,13 @@ class Adopted:
         """Whether this is an estimator that could not read the schema's fields by itself."""
         if self.kind not in ("sklearn", "lightgbm", "xgboost") or self.wrapped or self.fitted:
             return False
-        if schema.open or self._form or brings_features(self.native):
+        if schema.open or self._form or natives.brings_features(self.native):
             return False
-        if not schema.numeric:
-            return True
         missing = any(field.nullable for field in schema.fields if field.used)
-        return missing and not takes_missing(self.native)
+        return not schema.numeric or (missing and not natives.takes_missing(self.native))
 
     def _wrap(self, schema: Schema, rows: Sequence[Row]) -> None:
-        frame = schema.frame(rows)
+        frame = features.frame(schema, [each.name for each in schema.fields if each.used])(rows)
         self.native = features.pipeline(schema, self.native, frame)
         self.wrapped, self._form = True, "frame"
         numbers, categories = features.usable(schema, frame)
@@ -424,7 +355,7 @@ class Adopted:
             return self._codes(labels)
         if self.kind == "river":
             return list(labels)
-        y = as_vector(labels)
+        y = natives.as_vector(labels)
         if self.kind in BUILT_IN and schema.output is not None:
             import pandas as pd
 
@@ -436,7 +367,7 @@ class Adopted:
         classes = self.classes or ()
         if self.kind == "xgboost":
             self.coded = True
-            return as_vector([classes.index(label) for label in labels])
+            return natives.as_vector([classes.index(label) for label in labels])
         last = getattr(self.native, "_last_step", self.native)
         if getattr(last, "_multiclass", True):
             return list(labels)
@@ -450,11 +381,11 @@ class Adopted:
 
     def _agrees(self, X: Any) -> bool:
         """Whether the class is the arg-max of the probabilities on these rows."""
-        with _failing():
-            probabilities = as_matrix(self.native.predict_proba(X), len(self.classes or ()))
+        with _failing:
+            probabilities = natives.as_matrix(self.native.predict_proba(X), len(self.classes or ()))
             if probabilities is None:
                 return False
-            said = plain_list(self.native.predict(X))
+            said = natives.plain_list(self.native.predict(X))
         return said == self._named(probabilities.argmax(axis=1).tolist())
 
     def answer(self, schema: Schema, rows: Sequence[Row]) -> Answers:
@@ -471,38 +402,44 @@ class Adopted:
             raise NotReady("this model is not fitted yet; train it first")
         if not rows:
             return Answers(outputs=[])
-        X = self._input(schema, rows)
-        with _failing():
-            answers = self._each(schema, X) if self.kind in PER_ROW else self._call(X)
+        way = self._way
+        if way is None or way[0] is not schema:
+            self._asks = self._asks or self._shortest(schema)
+            way = self._way = (schema, self._reader(schema))
+        X = way[1](rows)
+        with _failing:
+            answers = self._each(X) if self.kind in PER_ROW else self._call(X)
         for said in (answers.outputs, answers.probabilities):
             if said is not None and len(said) != len(rows):
                 raise ModelFailed(f"the model answered {len(rows)} rows with {len(said)} outputs")
         return answers
 
-    def _call(self, X: Any) -> Answers:
+    def _shortest(self, schema: Schema) -> tuple[Ask | None, Ask]:
+        """How the model is asked for probabilities, where it knows any, and for its answers."""
+        if self.kind in PER_ROW:
+            return None, self.native
+        chances = self.task == "classification"
         if self._split is not None:
-            return self._boosted(X)
-        if self.task == "classification" and has_method(self._last, "predict_proba"):
-            found = as_matrix(self._last.predict_proba(X), len(self.classes or ()))
-            if found is not None:
-                chances = list(map(tuple, found.tolist()))
-                if self.argmax:
-                    return Answers(
-                        outputs=self._named(found.argmax(axis=1).tolist()), probabilities=chances
-                    )
-                return Answers(outputs=self._said(self._last.predict(X)), probabilities=chances)
-        return Answers(outputs=self._said(self._last.predict(X)))
+            before, call = self._split
+            change = folding.quick(before, "transform") if before is not None else None
+            said = call if change is None else lambda X: call(change(X))
+            return (lambda X: _pairs(said(X))) if chances else None, said
+        ranges = [(f.minimum or 0.0, f.maximum or 0.0) for f in schema.fields if f.used]
+        asked = None
+        if chances and has_method(self._last, "predict_proba"):
+            asked = folding.quick(self._last, "predict_proba", ranges)
+            if self.argmax:
+                return asked, self._last.predict
+        return asked, folding.quick(self._last, "predict", ranges)
 
-    def _boosted(self, X: Any) -> Answers:
-        import numpy as np
-
-        before, booster = self._split  # type: ignore[misc]
-        raw = booster.predict(X if before is None else before.transform(X), num_threads=1)
-        if self.task != "classification":
-            return Answers(outputs=self._said(raw))
-        found = np.column_stack([1.0 - raw, raw]) if raw.ndim == 1 else raw
+    def _call(self, X: Any) -> Answers:
+        chances, ask = self._asks  # type: ignore[misc]
+        found = None if chances is None else natives.as_matrix(chances(X), len(self.classes or ()))
+        if found is None:
+            return Answers(outputs=self._said(ask(X)))
+        best = self.argmax or self._split is not None
         return Answers(
-            outputs=self._named(found.argmax(axis=1).tolist()),
+            outputs=self._named(found.argmax(axis=1).tolist()) if best else self._said(ask(X)),
             probabilities=list(map(tuple, found.tolist())),
         )
 
@@ -511,70 +448,57 @@ class Adopted:
         return [classes[i] for i in indices]
 
     def _said(self, values: Any) -> list[Any]:
-        found = plain_list(values)
+        found = natives.plain_list(values)
         if self.coded:
             return self._named(found)
         if self.task == "regression":
             return [float(v) if isinstance(v, int) else v for v in found]
         return found
 
-    def _each(self, schema: Schema, X: Sequence[dict[str, Any]]) -> Answers:
-        if self.kind == "river":
-            return self._river(X)
-        return Answers(outputs=self._said([plain_answer(self._call_row(row)) for row in X]))
-
-    def _river(self, X: Sequence[dict[str, Any]]) -> Answers:
-        if self.task != "classification":
-            return Answers(outputs=self._said([_known(self.native.predict_one(row)) for row in X]))
-        if not has_method(self.native, "predict_proba_one"):
-            said = [_known(self.native.predict_one(row)) for row in X]
-            return Answers(outputs=self._named(map(int, said)) if self.coded else said)  # type: ignore[arg-type]
+    def _each(self, X: Sequence[dict[str, Any]]) -> Answers:
+        if self.kind != "river":
+            said = [natives.plain_answer(self._call_row(row)) for row in X]
+            return Answers(outputs=self._said(said))
+        proba = self.task == "classification" and has_method(self.native, "predict_proba_one")
+        ask = self.native.predict_proba_one if proba else self.native.predict_one
+        found = [ask(row) for row in X]
+        if any(each is None or each == {} for each in found):
+            raise NotReady("this model has not learned anything yet")
+        if not proba:
+            return Answers(outputs=self._said([native(each) for each in found]))
         classes = self.classes or ()
         keys = (False, True)[-len(classes) :] if self.coded else classes
-        found = [self.native.predict_proba_one(row) for row in X]
-        if not all(found):
-            raise NotReady("this model has not learned anything yet")
         chances = [tuple(float(each.get(key, 0.0)) for key in keys) for each in found]
         best = [max(range(len(keys)), key=each.__getitem__) for each in chances]
         return Answers(outputs=self._named(best), probabilities=chances)
 
-    def _input(self, schema: Schema, rows: Sequence[Row], fitting: bool = False) -> Any:
-        """What the native model is handed for these rows: array, frame or dicts."""
+    def _reader(self, schema: Schema, fitting: bool = False) -> features.Reader:
+        """How rows become what the native model is handed: array, frame or dicts."""
         if self._form == "rows":
-            return self._dicts(schema, rows)
-        if not fitting and not schema.open:
-            self._check_columns(schema)
-        if self._features is not None:
-            return self._features(schema, rows)
-        numeric = schema.numeric and not (fitting and self.kind in BUILT_IN)
-        if numeric and self._form is None:
-            array = schema.array(rows)
-            used = [field.name for field in schema.fields if field.used]
-            if self.columns and list(self.columns) != used:
-                array = array[:, [used.index(name) for name in self.columns]]
-            return array
-        frame = schema.frame(rows)
-        if self.columns and list(frame.columns) != list(self.columns):
-            frame = frame[list(self.columns)]
-        if self._form is None and schema.open:
-            return frame.to_numpy(dtype="float64")
-        categorical = self.kind == "lightgbm" and not self.wrapped
-        return as_categories(frame) if categorical else frame
-
-    def _check_columns(self, schema: Schema) -> None:
-        used = {field.name for field in schema.fields if field.used}
-        lost = [name for name in self.columns or () if name not in used]
+            return partial(self._dicts, schema)
+        used = [each.name for each in schema.fields if each.used]
+        names = self.columns or used
+        lost = [] if fitting or schema.open else [name for name in names if name not in used]
         if lost:
             raise ModelFailed(f"the model was fitted on {listing(lost)}, which the schema lacks")
+        if self.wrapped and self.fitted:
+            return features.quick(self.native, schema)
+        if schema.numeric and self._form is None and not (fitting and self.kind in BUILT_IN):
+            return features.array(schema, names)
+        read = features.frame(schema, names)
+        if self._form is None and schema.open:
+            return lambda rows: read(rows).to_numpy(dtype="float64")
+        if self.kind == "lightgbm" and not self.wrapped:
+            return lambda rows: natives.as_categories(read(rows))
+        return read
 
     def _dicts(self, schema: Schema, rows: Sequence[Row]) -> list[dict[str, Any]]:
         if schema.open:
             return [dict(row[0]) for row in rows]  # type: ignore[arg-type]
         names = [(i, field.name) for i, field in enumerate(schema.fields) if field.used]
-        if self.kind == "river":
-            # River says that a value is missing by leaving it out.
-            return [{name: row[i] for i, name in names if row[i] is not None} for row in rows]
-        return [{name: row[i] for i, name in names} for row in rows]
+        # River says that a value is missing by leaving it out.
+        gaps = self.kind != "river"
+        return [{name: row[i] for i, name in names if gaps or row[i] is not None} for row in rows]
 
 
 def adopt(obj: Any, *, name: str | None = None) -> Adopted:
@@ -590,10 +514,9 @@ def adopt(obj: Any, *, name: str | None = None) -> Adopted:
         try:
             obj = obj()
         except Exception as error:  # Anything may go wrong in a constructor that is not ours.
-            raise InvalidInput(
-                f"{told}: {obj.__name__}() could not be made: {type(error).__name__}: {error}"
-            ) from error
-    kind = kind_of(obj)
+            reason = f"{obj.__name__}() could not be made: {type(error).__name__}: {error}"
+            raise InvalidInput(f"{told}: {reason}") from error
+    kind = natives.kind_of(obj)
     if kind is None or inspect.iscoroutinefunction(getattr(obj, "predict", obj)):
         wrong = f"a {type(obj).__name__} has no `predict`" if kind is None else "async predict"
         raise InvalidInput(
@@ -601,8 +524,7 @@ def adopt(obj: Any, *, name: str | None = None) -> Adopted:
             "`predict(X)`, a River model with `predict_one`, or a function of one row"
         )
     adopted = Adopted(obj, kind)
-    adopted.task = task_of(obj, kind)
-    adopted.fitted = is_fitted(obj, kind)
+    adopted.fitted = natives.is_fitted(obj, kind)
     if adopted.fitted:
         _describe_fit(adopted)
     return adopted
@@ -611,10 +533,10 @@ def adopt(obj: Any, *, name: str | None = None) -> Adopted:
 def restore(native: Any, kind: str, state: Mapping[str, Any]) -> Adopted:
     """The model whose native part and state were stored; it belongs to nobody else."""
     if kind in ("sklearn", "xgboost"):
-        forget_names(native)
+        natives.forget_names(native)
     adopted = Adopted(native, kind, state)
     if isinstance(native, Model):
-        with _failing():
+        with _failing:
             native.loaded()
     return adopted
 
@@ -624,15 +546,17 @@ def _describe_fit(adopted: Adopted) -> None:
     obj = adopted.native
     adopted._prepare()
     booster = is_a(obj, "Booster")
-    names = obj.feature_name() if booster else getattr(obj, "feature_names_in_", None)
-    names = getattr(obj, "columns_", names) if adopted.kind in BUILT_IN else names
+    names = getattr(obj, "columns_" if adopted.kind in BUILT_IN else "feature_names_in_", None)
+    if booster:
+        names = getattr(obj, "feature_name", lambda: obj.feature_names)()
     if names is not None and not str(names[0]).startswith("Column_"):
         adopted.columns = tuple(map(str, names))
     if adopted.task != "classification":
         return
-    declared = declared_by(obj, adopted.kind)
+    declared = natives.declared_by(obj, adopted.kind)
     known = declared.output.categories if declared and declared.output else None
-    adopted.classes = (booster_classes(obj) if booster else classes_of(obj)) or known
+    found = natives.booster_classes(obj) if booster else natives.classes_of(obj)
+    adopted.classes = found or known
     last = obj.steps[-1][1] if is_a(obj, "Pipeline") else obj
     ours = type(last).__module__.startswith(LIBRARIES)
     adopted.argmax = ours and type(last).__name__ in _ARG_MAX
@@ -640,18 +564,21 @@ def _describe_fit(adopted: Adopted) -> None:
         adopted.classes = tuple(obj.predict_proba_one({}))
 
 
-@contextmanager
-def _failing() -> Iterator[None]:
-    """Turn whatever a model raises into `ModelFailed`, with its own type and message."""
-    try:
-        yield
-    except LooplineError:
-        raise
-    except Exception as error:  # The code inside is the user's, and may raise anything.
-        raise ModelFailed(f"{type(error).__name__}: {error}") from error
+class _Failing:
+    """Turns whatever a model raises into `ModelFailed`, with its own type and message."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        # The code inside is the user's, and may raise anything.
+        if isinstance(error, Exception) and not isinstance(error, LooplineError):
+            raise ModelFailed(f"{type(error).__name__}: {error}") from error
 
 
-def _known(said: Any) -> Any:
-    if said is None:
-        raise NotReady("this model has not learned anything yet")
-    return native(said)
+_failing = _Failing()
+
+
+def _pairs(raw: Any) -> Any:
+    """What a booster says, as the probabilities of all classes."""
+    return np.array((1.0 - raw, raw)).T if raw.ndim == 1 else raw

@@ -7,16 +7,19 @@ that the model does not bring along.
 from __future__ import annotations
 
 import inspect
-import re
+import json
+import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from loopline.errors import InvalidInput, MissingExtra
+from loopline.errors import InvalidInput
 from loopline.fields import native
 from loopline.schema import Schema
 
@@ -45,9 +48,8 @@ def is_a(part: Any, *names: str) -> bool:
 
 def brings_features(estimator: Any) -> bool:
     """Whether the estimator holds transformers of its own, so that it is left alone."""
-    return any(
-        is_a(part, "Pipeline", "ColumnTransformer", "TransformerMixin") for part in parts(estimator)
-    )
+    transforming = ("Pipeline", "ColumnTransformer", "TransformerMixin")
+    return any(is_a(part, *transforming) for part in parts(estimator))
 
 
 def wants_frame(estimator: Any) -> bool:
@@ -70,20 +72,13 @@ def picked(estimator: Any) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(flat)) if all(isinstance(name, str) for name in flat) else None
 
 
-def forget_names(estimator: Any) -> bool:
-    """Let a loaded estimator take arrays without a warning that it was fitted with names.
-
-    Returns:
-        Whether it takes arrays now; nested estimators and foreign ones are left as they are.
-    """
+def forget_names(estimator: Any) -> None:
+    """Let a loaded estimator, unless nested or foreign, take arrays without a warning of names."""
     inside = parts(estimator)
     plain = is_a(estimator, "Pipeline") or len(inside) == 1
     ours = all(home_of(part).startswith(LIBRARIES) for part in inside)
-    if not plain or not ours or wants_frame(estimator):
-        return False
-    for part in inside:
+    for part in inside if plain and ours and not wants_frame(estimator) else ():
         vars(part).pop("feature_names_in_", None)
-    return True
 
 
 def takes_missing(estimator: Any) -> bool:
@@ -92,10 +87,9 @@ def takes_missing(estimator: Any) -> bool:
         return True
     from sklearn.utils import get_tags
 
-    try:
+    with suppress(AttributeError, TypeError):
         return bool(get_tags(estimator).input_tags.allow_nan)
-    except (AttributeError, TypeError):
-        return False
+    return False
 
 
 def grows_trees(estimator: Any) -> bool:
@@ -114,16 +108,13 @@ def home_of(estimator: Any) -> str:
 
 def has_method(obj: Any, *names: str) -> bool:
     """Whether the object has one of these methods, and not only from `Model`."""
-    for name in names:
-        found = getattr(obj, name, None)
-        if callable(found) and getattr(found, "__module__", "") != "loopline.model":
-            return True
-    return False
+    found = [each for each in (getattr(obj, name, None) for name in names) if callable(each)]
+    return any(getattr(each, "__module__", "") != "loopline.model" for each in found)
 
 
 def kind_of(obj: Any) -> str | None:
     """Which of the kinds of `model.Adopted` an object is, None where it cannot predict."""
-    home, names = type(obj).__module__, dir(obj)
+    home = home_of(obj)
     if home == "loopline.builtin":
         return str(obj.kind)
     if inspect.isroutine(obj):
@@ -132,12 +123,11 @@ def kind_of(obj: Any) -> str | None:
         return "river"
     if not has_method(obj, "predict"):
         return None
-    for library in ("lightgbm", "xgboost"):
-        if home.startswith(library):
-            return library
+    if home.startswith(("lightgbm", "xgboost")):
+        return home.partition(".")[0]
     if is_a(obj, "BaseEstimator"):
         return "sklearn"
-    return "mlmodel" if set(_MLMODEL) <= set(names) else "class"
+    return "mlmodel" if set(_MLMODEL) <= set(dir(obj)) else "class"
 
 
 def form_of(native: Any, kind: str) -> str | None:
@@ -148,6 +138,7 @@ def form_of(native: Any, kind: str) -> str | None:
         if getattr(part, "inputs", None) in ("rows", "frame"):
             return str(part.inputs)
     named = kind != "lightgbm" and getattr(native, "feature_names_in_", None) is not None
+    named = named and not (kind == "xgboost" and booster_of(native))
     by_formula = hasattr(getattr(native, "model", None), "formula")
     return "frame" if named or by_formula or wants_frame(native) else None
 
@@ -159,7 +150,7 @@ def task_of(native: Any, kind: str) -> str:
     if kind == "river":
         last = getattr(native, "_last_step", native)
         return either(is_a(last, "Classifier"), is_a(last, "Regressor"))
-    if kind == "lightgbm" and is_a(native, "Booster"):
+    if is_a(native, "Booster"):
         return either(booster_classes(native) is not None, True)
     if kind in ("sklearn", "lightgbm", "xgboost"):
         from sklearn.base import is_classifier, is_regressor
@@ -201,11 +192,10 @@ def is_fitted(native: Any, kind: str) -> bool:
         from sklearn.exceptions import NotFittedError
         from sklearn.utils.validation import check_is_fitted
 
-        try:
+        with suppress(NotFittedError):
             check_is_fitted(native)
-        except NotFittedError:
-            return False
-        return True
+            return True
+        return False
     if hasattr(native, "__sklearn_is_fitted__"):
         return bool(native.__sklearn_is_fitted__())
     marks = (name for name in attributes_of(native) if name.endswith("_") and name[0] != "_")
@@ -233,54 +223,67 @@ def attributes_of(part: Any) -> dict[str, Any]:
 
 def classes_of(native: Any) -> tuple[Any, ...] | None:
     """The classes that a fitted classifier knows, as plain values."""
-    found = getattr(native, "classes_", None)
-    if found is not None and hasattr(found, "tolist"):
-        found = found.tolist()
+    found: Any = getattr(native, "classes_", None)
+    found = found.tolist() if hasattr(found, "tolist") else found
     return tuple(found) if found and not isinstance(found[0], list) else None
 
 
 def booster_classes(booster: Any) -> tuple[int, ...] | None:
-    """The classes of a bare LightGBM booster by number, None for a regression."""
-    head = booster.model_to_string(num_iteration=1)
-    told = re.search(r"^objective=(\w+)", head, re.MULTILINE)
-    count = re.search(r"^num_class=(\d+)", head, re.MULTILINE)
-    objective = told[1] if told else ""
-    if objective == "binary":
+    """The classes of a bare booster by number, None for a regression."""
+    objective, count = _objective(booster)
+    if objective in ("binary", "binary:logistic"):
         return 0, 1
-    many = objective in ("multiclass", "multiclassova")
-    return tuple(range(int(count[1]))) if many and count else None
+    many = objective in ("multiclass", "multiclassova", "multi:softprob")
+    return tuple(range(count)) if many else None
 
 
-def booster_of(native: Any) -> tuple[Any, Any] | None:
-    """The transformers and the booster to call in place of LightGBM's slower wrapper."""
+def _objective(booster: Any) -> tuple[str, int]:
+    """What a booster was trained for, and its number of classes; "" where XGBoost wants more."""
+    if home_of(booster).startswith("lightgbm"):
+        told = booster.dump_model(num_iteration=1)
+        return told.get("objective", "").partition(" ")[0], told["num_class"]
+    told = json.loads(booster.save_config())["learner"]
+    odd = told["gradient_booster"]["name"] == "gblinear" or "c" in (booster.feature_types or ())
+    return "" if odd else told["objective"]["name"], int(told["learner_model_param"]["num_class"])
+
+
+def booster_of(native: Any) -> tuple[Any, Callable[[Any], Any]] | None:
+    """The transformers, and the booster's call in place of its library's slower wrapper.
+
+    The call gives a number for each row, the second class's probability, or those of all classes.
+    """
     before, last = None, native
     if is_a(native, "Pipeline") and isinstance(native.steps, list):
         before, last = (native[:-1] if len(native.steps) > 1 else None), native.steps[-1][1]
-    if not type(last).__module__.startswith("lightgbm"):
+    home, bare = home_of(last).partition(".")[0], is_a(last, "Booster")
+    if home not in ("lightgbm", "xgboost") or callable(getattr(last, "objective", None)):
         return None
-    if is_a(last, "Booster"):
-        return before, last
-    return None if callable(last.objective) else (before, last.booster_)
+    if home == "lightgbm":
+        return before, _lightgbm_call(last if bare else last.booster_)
+    booster = last if bare else last.get_booster()
+    unlike = has_method(last, "predict_proba") and booster_classes(booster) is None
+    if unlike or not _objective(booster)[0]:
+        return None
+    return before, partial(
+        booster.inplace_predict,
+        iteration_range=(0, 0 if bare else getattr(last, "best_iteration", -1) + 1),
+        missing=getattr(last, "missing", math.nan),
+        validate_features=False,
+    )
 
 
-def booster_text(booster: Any) -> str:
-    """A LightGBM booster in the library's own text format."""
-    return str(booster.model_to_string())
+def _lightgbm_call(booster: Any) -> Callable[[Any], Any]:
+    """LightGBM's `predict` on one thread, without making its predictor anew for every call."""
+    from lightgbm import basic
 
-
-def booster_from(text: str) -> Any:
-    """The LightGBM booster that a text describes.
-
-    Raises:
-        MissingExtra: LightGBM is not installed.
-    """
+    slow: Callable[[Any], Any] = partial(booster.predict, num_threads=1)
     try:
-        import lightgbm
-    except ImportError as error:
-        raise MissingExtra(
-            "this model needs lightgbm, which is not installed: pip install 'loopline[lightgbm]'"
-        ) from error
-    return lightgbm.Booster(model_str=text)
+        held = basic._InnerPredictor.from_booster(booster, {"num_threads": 1})
+        quick = partial(held.predict, num_iteration=booster.best_iteration)
+        row = np.zeros((1, booster.num_feature()))
+        return quick if np.array_equal(quick(row), slow(row)) else slow
+    except (AttributeError, TypeError):
+        return slow
 
 
 def lightgbm_names() -> set[str] | None:
@@ -296,7 +299,8 @@ def lightgbm_names() -> set[str] | None:
 def numbered_columns(native: Any) -> tuple[str, ...]:
     """Names for the columns of a model that was fitted without any: x1, x2 and so on."""
     count = getattr(native, "n_features_in_", None)
-    count = native.num_feature() if is_a(native, "Booster") else count
+    if is_a(native, "Booster"):
+        count = (getattr(native, "num_feature", None) or native.num_features)()
     return tuple(f"x{i + 1}" for i in range(count or 0))
 
 
@@ -304,54 +308,42 @@ def declared_by(native: Any, kind: str) -> Schema | None:
     """The schema that a model declares; one that cannot be read takes any object."""
     if kind == "function":
         return Schema.declare(native)
-    given, answer = (getattr(native, name, None) for name in ("input_schema", "output_schema"))
-    if given is None:
+    said: list[Any] = [getattr(native, f"{side}_schema", None) for side in ("input", "output")]
+    if said[0] is None:
         return None
+    # The `schema` package's declarations can be written as JSON Schema.
+    said = [each.json_schema("model") if hasattr(each, "json_schema") else each for each in said]
     try:
-        return Schema.declare(_declaration(given), _declaration(answer))
+        return Schema.declare(*said)
     except InvalidInput:
         if kind != "mlmodel":
             raise
         return None
 
 
-def _declaration(given: Any) -> Any:
-    """What the `schema` package declares, as the JSON Schema that it can write."""
-    return given.json_schema("model") if hasattr(given, "json_schema") else given
-
-
 def row_caller(native: Any, kind: str) -> Callable[[dict[str, Any]], Any]:
     """How a function, or an object of the `ml-base` manner, is called with one row."""
+    call: Callable[..., Any] = native.predict if kind == "mlmodel" else native
+    if kind not in ("function", "mlmodel"):
+        return call
     if kind == "function":
-        names = list(arguments_of(native))
         fields = [field.name for field in Schema.declare(native).fields]
-        if fields == [name for name in names if name != "**"]:
-            return lambda row: native(**row)
-        read = record_reader(hint_of(native))
-        return lambda row: native(read(row))
-    if kind == "mlmodel":
-        hint = hint_of(native.predict)
-        if hint in (None, Any) and hasattr(native.input_schema, "model_validate"):
-            hint = native.input_schema
-        read = record_reader(hint)
-        return lambda row: native.predict(read(row))
-    return native  # type: ignore[no-any-return]
-
-
-def hint_of(function: Any) -> Any:
-    """The type of a function's first argument, None where it says nothing that can be read."""
-    try:
-        hints = typing.get_type_hints(function)
-    except (NameError, TypeError):
-        return None
-    return next((hints.get(name) for name in arguments_of(function)), None)
+        if fields == [name for name in arguments_of(native) if name != "**"]:
+            return lambda row: call(**row)
+    hints: dict[str, Any] = {}
+    with suppress(NameError, TypeError):
+        hints = typing.get_type_hints(call)
+    hint = next((hints.get(name) for name in arguments_of(call)), None)
+    if kind == "mlmodel" and hint in (None, Any):
+        hint = native.input_schema if hasattr(native.input_schema, "model_validate") else hint
+    read = record_reader(hint)
+    return lambda row: call(read(row))
 
 
 def record_reader(hint: Any) -> Callable[[dict[str, Any]], Any]:
     """How a row becomes the record that a model asks for: a dict unless it names a record."""
     if hasattr(hint, "model_validate"):
-        validate: Callable[[dict[str, Any]], Any] = hint.model_validate
-        return validate
+        return lambda row: hint.model_validate(row)
     if not isinstance(hint, type):
         return dict
     if is_dataclass(hint) or issubclass(hint, msgspec.Struct):
@@ -388,8 +380,6 @@ def plain_list(values: Any) -> list[Any]:
 
 def as_matrix(values: Any, classes: int) -> Any:
     """Probabilities as an array of shape (n, classes), None where they have another shape."""
-    import numpy as np
-
     if isinstance(values, list) and values and hasattr(values[0], "ndim"):
         return None
     found = np.asarray(values, dtype=np.float64)
@@ -398,27 +388,17 @@ def as_matrix(values: Any, classes: int) -> Any:
 
 def as_vector(labels: Sequence[Any]) -> Any:
     """Labels as an array that keeps their type, so that the classes come back in it."""
-    import numpy as np
-
     kinds = {type(label) for label in labels}
-    if len(kinds) == 1 or kinds == {int, float}:
-        return np.asarray(labels)
-    mixed = np.empty(len(labels), dtype=object)
-    mixed[:] = labels
-    return mixed
+    alike = len(kinds) == 1 or kinds == {int, float}
+    return np.array(labels, dtype=None if alike else object)
 
 
-def sample_of(X: Any) -> Any:
-    """About a thousand of the rows, evenly spaced."""
-    step = max(1, len(X) // SAMPLE)
-    return X.iloc[::step] if hasattr(X, "iloc") else X[::step]
-
-
-def ordered_classes(labels: Sequence[Any], known: Sequence[Any] | None) -> tuple[Any, ...]:
-    """The classes among labels: those that are known already, or else all of them, sorted."""
+def ordered_classes(labels: Iterable[Any], schema: Schema) -> tuple[Any, ...]:
+    """The classes among labels: those that the schema knows, or else all of them, sorted."""
     found = set(labels)
+    known = schema.output.categories if schema.output else None
     if known is not None and found <= set(known):
-        return tuple(known)
+        return known
     return tuple(sorted(found, key=lambda label: (type(label).__name__, label)))
 
 
@@ -428,28 +408,24 @@ def as_categories(frame: Any) -> Any:
     return frame.astype(dict.fromkeys(texts, "category")) if len(texts) else frame
 
 
-def arguments_of(call: Any) -> dict[str, Any]:
-    """The named parameters of a callable; `**` stands for any other."""
+def arguments_of(call: Any) -> list[str]:
+    """The names of a callable's parameters; `**` stands for any other."""
     try:
         found = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):
-        return {"**": None}
-    kinds = {each.kind for each in found}
-    named = {
-        each.name: each
-        for each in found
-        if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-    }
-    return {**named, **({"**": None} if inspect.Parameter.VAR_KEYWORD in kinds else {})}
+        return ["**"]
+    named = [each for each in found if each.kind is not each.VAR_POSITIONAL]
+    return ["**" if each.kind is each.VAR_KEYWORD else each.name for each in named]
 
 
-def has_summary(obj: Any) -> bool:
-    """Whether this is a result of statsmodels, whose report is its summary."""
-    return type(obj).__module__.startswith("statsmodels.") and has_method(obj, "summary")
+def reporter(native: Any) -> Callable[[], Any] | None:
+    """What tells of a model's fit: its `report`, or the summary of a result of statsmodels."""
+    name = "summary" if home_of(native).startswith("statsmodels.") else "report"
+    return getattr(native, name) if has_method(native, name) else None
 
 
 def as_report(found: Any) -> dict[str, Any]:
-    """What a model's `report` returned, as {"html": text, "json": figures}."""
+    """What such a function told, as {"html": text, "json": figures}."""
     if isinstance(found, Mapping):
         return dict(found) if {"html", "json"} <= set(found) else {"html": "", "json": dict(found)}
     if hasattr(found, "as_html"):

@@ -16,6 +16,7 @@ from loopline.errors import InvalidInput, Unavailable
 from loopline.settings import Settings, data_path
 
 SERVER_FILE = "server.json"
+SERVER_FILE_SIZE = 4096
 LOCK_FILE = "server.lock"
 
 
@@ -149,10 +150,23 @@ def read_server_file(root: Path) -> ServerFile | None:
 
 
 def write_server_file(root: Path, found: ServerFile) -> None:
-    """Say where the server and its keeper are; replaced in one step."""
-    fresh = root / f".{SERVER_FILE}.{os.getpid()}"
-    fresh.write_bytes(msgspec.json.encode(found))
-    fresh.replace(root / SERVER_FILE)
+    """Say where the server and its keeper are; replaced in one step, or in place on a full disk.
+
+    Raises:
+        Unavailable: the disk is full, and there is no file yet.
+    """
+    # Always the same length, so that writing over the old one needs no room.
+    data = msgspec.json.encode(found).ljust(SERVER_FILE_SIZE)
+    path, fresh = root / SERVER_FILE, root / f".{SERVER_FILE}.{os.getpid()}"
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        if not path.exists():
+            raise Unavailable(f"{path} cannot be written: {error.strerror}") from error
+        with path.open("r+b") as file:
+            file.write(data)
 
 
 @contextlib.contextmanager

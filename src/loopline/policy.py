@@ -105,8 +105,8 @@ def read(plain: Any) -> Every:
     if isinstance(plain, Every):
         return plain
     if not isinstance(plain, Mapping):
-        detail = 'the policy is an object, for instance {"outcomes": 1000, "mode": "auto"}'
-        raise InvalidInput(detail, fields=[FieldError("/retrain", detail)])
+        told = 'the policy is an object, for instance {"outcomes": 1000, "mode": "auto"}'
+        raise InvalidInput.at(told, "/retrain")
     try:
         return msgspec.convert({"kind": "every", **plain}, Every)
     except msgspec.ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -12,7 +13,6 @@ from loopline import access, policy, scoring
 from loopline.access import TRUSTED, Access, Caller
 from loopline.contracts import BlobStore, Doorbell, EventLog, Store
 from loopline.errors import (
-    FieldError,
     InvalidInput,
     NotReady,
     UnknownJob,
@@ -26,70 +26,47 @@ from loopline.metrics import Metrics
 from loopline.records import Aliases, Event, Job, JobEvent, JobState, ModelRecord, Version
 from loopline.registry import Registry
 from loopline.schema import Schema
-from loopline.serving import Serving
+from loopline.serving import Service, Serving
 from loopline.settings import Settings
 
 SETTLING = (0.005, 0.01, 0.02, 0.04)
 """Seconds between looks for a prediction that may be on its way to the disk."""
+Served = dict[tuple[int, int], int]
+"""How many predictions were made, by version and hour."""
 ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Readings:
-    """The reading half of the loop's verbs.
+    """The reading half of the loop's verbs, over the parts of one installation."""
 
-    Args:
-        store, log, blobs: where decisions, facts and bytes are.
-        serving: the versions in memory.
-        registry: how definitions become models.
-        doorbell: wakes those who wait for the join or for a job.
-        settings: bounds and waiting times.
-        access: who may do what.
-        metrics: what is counted.
-    """
-
-    def __init__(
-        self,
-        *,
-        store: Store,
-        log: EventLog,
-        blobs: BlobStore,
-        serving: Serving,
-        registry: Registry,
-        doorbell: Doorbell,
-        settings: Settings,
-        access: Access,
-        metrics: Metrics,
-    ) -> None:
-        self.store = store
-        self.log = log
-        self.blobs = blobs
-        self.serving = serving
-        self.registry = registry
-        self.doorbell = doorbell
-        self.settings = settings
-        self.access = access
-        self.metrics = metrics
-        self._counted: dict[str, tuple[float, dict[tuple[int, int], int]]] = {}
+    store: Store
+    log: EventLog
+    blobs: BlobStore
+    serving: Serving
+    registry: Registry
+    doorbell: Doorbell
+    settings: Settings
+    access: Access
+    metrics: Metrics
+    _counted: dict[str, tuple[float, Served]] = field(default_factory=dict, init=False)
 
     def scores(self, model: str, *, caller: Caller = TRUSTED) -> dict[str, Any]:
         """Progressive scores by version and by hour of prediction, with coverage."""
         access.check(caller, "predict")
         record = self._record(model)
-        rule = policy.read(record.policy) if record.policy else None
-        maturity = rule.maturity if rule else None
-        served = self._served(record)
-        return scoring.summary(
-            self.store.tallies(model), served, record.task, maturity, self.store.now()
-        )
+        maturity = policy.read(record.policy).maturity if record.policy else None
+        tallies, served = self.store.tallies(model), self._served(record)
+        return scoring.summary(tallies, served, record.task, maturity, self.store.now())
 
-    def _served(self, record: ModelRecord) -> dict[tuple[int, int], int]:
+    def _served(self, record: ModelRecord) -> Served:
         """Predictions made by version and hour; hours that are over are counted once."""
         over = scoring.cohort(time.time()) - 1
         since, counted = self._counted.get(record.name, (record.created, {}))
         if since < record.created:
             since, counted = record.created, {}
         counted = dict(counted)
-        fresh: dict[tuple[int, int], int] = {}
+        fresh: Served = {}
         for event in self.log.scan(predictions_topic(record.name), since):
             prediction = read_prediction(record.name, event)
             key = (prediction.version, scoring.cohort(event.at))
@@ -102,17 +79,7 @@ class Readings:
         """All models with their champion and readiness."""
         access.check(caller, "predict")
         self.serving.refresh()
-        return [
-            {
-                "name": service.record.name,
-                "ready": service.why_not() is None,
-                "champion": service.aliases.champion,
-                "task": service.record.task,
-                "description": service.record.description,
-                "capabilities": list(service.record.capabilities),
-            }
-            for service in self.serving.services()
-        ]
+        return [_show_model(service.record, service) for service in self.serving.services()]
 
     def describe(self, model: str, *, caller: Caller = TRUSTED) -> dict[str, Any]:
         """Everything about a model: schema, capabilities, aliases, policy, data, readiness."""
@@ -122,13 +89,8 @@ class Readings:
         books = self.store.books(model)
         aliases = self.store.aliases(model)
         schema = msgspec.convert(record.schema, Schema)
-        return {
-            "name": model,
-            "description": record.description,
-            "ready": service.why_not() is None,
+        return _show_model(record, service) | {
             "reason": service.why_not(),
-            "task": record.task,
-            "capabilities": list(record.capabilities),
             "champion": aliases.champion,
             "challenger": aliases.challenger,
             "previous": aliases.previous,
@@ -188,22 +150,18 @@ class Readings:
         shown = _show_prediction(msgspec.convert(record.schema, Schema), model, event)
         state = self.store.outcome_states(model, [id]).get(id)
         if state is not None:
-            shown["outcome"] = {
-                "value": state.value,
-                "status": state.status.value,
-                "at": state.at,
-                "arrival": state.arrival,
-            }
+            plain = msgspec.to_builtins(state)
+            shown["outcome"] = {key: plain[key] for key in ("value", "status", "at", "arrival")}
         return shown
 
     def _logged(self, model: str, id: str) -> Event | None:
         """Find a prediction, allowing one that was answered just now the time of its commit."""
-        found = self.log.find(predictions_topic(model), [id])
-        for pause in SETTLING:
-            if not found:
-                time.sleep(pause)
-                found = self.log.find(predictions_topic(model), [id])
-        return found.get(id)
+        for pause in (*SETTLING, 0.0):
+            found = self.log.find(predictions_topic(model), [id])
+            if id in found:
+                return found[id]
+            time.sleep(pause)
+        return None
 
     def predictions(
         self,
@@ -229,14 +187,11 @@ class Readings:
     ) -> dict[str, Any]:
         """The newest jobs and the figures of the queue."""
         access.check(caller, "predict")
-        if state is not None and state not in {s.value for s in JobState}:
-            detail = f"{state!r} is not a state; there are {', '.join(JobState)}"
-            raise InvalidInput(detail, fields=[FieldError("?state", detail)])
-        chosen = JobState(state) if state else None
-        return {
-            "jobs": [show_job(job) for job in self.store.jobs(model, chosen, most)],
-            "figures": self.store.job_figures(),
-        }
+        if state is not None and state not in list(JobState):
+            told = f"{state!r} is not a state; there are {', '.join(JobState)}"
+            raise InvalidInput.at(told, "?state")
+        jobs = self.store.jobs(model, JobState(state) if state else None, most)
+        return {"jobs": [show_job(job) for job in jobs], "figures": self.store.job_figures()}
 
     def job(
         self, id: str, *, wait: float | None = None, caller: Caller = TRUSTED
@@ -260,12 +215,9 @@ class Readings:
 
     def ready(self) -> tuple[bool, dict[str, str]]:
         """Whether traffic makes sense, and if not why, by model."""
-        reasons = {
-            service.record.name: why
-            for service in self.serving.services()
-            if (why := service.why_not()) is not None
-        }
-        return not reasons, reasons
+        reasons = {s.record.name: s.why_not() for s in self.serving.services()}
+        told = {name: why for name, why in reasons.items() if why is not None}
+        return not told, told
 
     def _record(self, model: str) -> ModelRecord:
         record = self.store.model(model)
@@ -299,12 +251,20 @@ class Readings:
         return job
 
 
+def _show_model(record: ModelRecord, service: Service) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "ready": service.why_not() is None,
+        "champion": service.aliases.champion,
+        "task": record.task,
+        "description": record.description,
+        "capabilities": list(record.capabilities),
+    }
+
+
 def _show_version(version: Version, aliases: Aliases) -> dict[str, Any]:
-    names = [
-        name
-        for name in ("champion", "challenger", "previous")
-        if getattr(aliases, name) == version.number
-    ]
+    alias_names = ("champion", "challenger", "previous")
+    names = [name for name in alias_names if getattr(aliases, name) == version.number]
     shown: dict[str, Any] = msgspec.to_builtins(version)
     shown["version"] = shown.pop("number")
     shown["cursor"] = version.cursor.token if version.cursor else None
@@ -314,9 +274,8 @@ def _show_version(version: Version, aliases: Aliases) -> dict[str, Any]:
 def _show_prediction(schema: Schema, model: str, event: Event) -> dict[str, Any]:
     prediction = read_prediction(model, event)
     names = [field.name for field in schema.fields]
-    row: Any = dict(zip(names, prediction.row, strict=False))
-    if schema.open and prediction.row:
-        row = prediction.row[0]
+    open_row = schema.open and prediction.row
+    row = prediction.row[0] if open_row else dict(zip(names, prediction.row, strict=False))
     return {
         "id": prediction.id,
         "model": model,

@@ -6,7 +6,7 @@ looked up beforehand; a good row then costs one check per value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loopline.fields import Check, Complaints, escaped, listing, shown
@@ -25,20 +25,22 @@ class Slot(NamedTuple):
 class Plan:
     """How rows with given columns are read, with everything looked up beforehand.
 
-    `layouts` maps the length of a list row to the slots its values stand for. `target` is a
-    column that must not be sent, `listed` whether a flat list of scalars is one row.
+    A list row has a value for every slot, or for those of `used` only. `target` is a column that
+    must not be sent, `listed` whether a flat list of scalars is one row, and `nested` names the
+    columns whose values may be lists.
     """
 
     def __init__(
         self,
         slots: Sequence[Slot],
-        layouts: Mapping[int, tuple[int, ...]],
+        used: Sequence[int] | None = None,
         target: str | None = None,
         listed: bool = False,
         nested: frozenset[str] = frozenset(),
     ) -> None:
         self.slots = tuple(slots)
-        self.layouts = layouts
+        every = range(len(self.slots))
+        self.layouts = {len(each): each for each in (used, every) if each is not None}
         self.target = target
         self.listed = listed
         self.nested = nested
@@ -65,7 +67,7 @@ class Plan:
             return row
         if isinstance(item, Mapping):
             self._names(item, pointer, complaints)
-            return self._values(item, lambda name: f"{pointer}/{escaped(name)}", complaints)
+            return self._values(item, pointer, complaints)
         if isinstance(item, list | tuple):
             return self._positions(item, pointer, complaints)
         complaints.add(pointer, f"{shown(item)} is not a row; send an object or an array")
@@ -100,55 +102,53 @@ class Plan:
         rows = []
         for i in range(length):
             item = {name: each[i] for name, each in known.items()}
-            rows.append(self.quick(item) or self._column_row(item, i, pointer, complaints))
+            rows.append(self.quick(item) or self._values(item, pointer, complaints, f"/{i}"))
         return rows
-
-    def _column_row(
-        self, item: Mapping[str, Any], i: int, pointer: str, complaints: Complaints
-    ) -> Row:
-        return self._values(item, lambda name: f"{pointer}/{escaped(name)}/{i}", complaints)
 
     def _names(self, item: Mapping[Any, Any], pointer: str, complaints: Complaints) -> None:
         """Complain about columns that are not ours, and about required ones that are not there."""
         for name in item:
             if name not in self.names:
-                complaints.add(f"{pointer}/{escaped(str(name))}", self._stranger(name))
+                known = listing(slot.name for slot in self.slots)
+                detail = f"is not a field of this model; its fields are {known}"
+                if name == self.target:
+                    detail = "is the target; leave it out"
+                complaints.add(f"{pointer}/{escaped(str(name))}", detail)
         for slot in self.slots:
             if slot.required and slot.name not in item:
                 complaints.add(f"{pointer}/{escaped(slot.name)}", "is required")
 
-    def _stranger(self, name: str) -> str:
-        if name == self.target:
-            return "is the target; leave it out"
-        names = listing(slot.name for slot in self.slots)
-        return f"is not a field of this model; its fields are {names}"
-
     def _positions(self, item: Sequence[Any], pointer: str, complaints: Complaints) -> Row:
         layout = self.layouts.get(len(item))
         if layout is None:
-            complaints.add(pointer, self._wrong_length(len(item)))
+            expected = " or ".join(
+                f"{size} ({listing(self.slots[i].name for i in each)})"
+                for size, each in sorted(self.layouts.items(), reverse=True)
+            )
+            values = "value" if len(item) == 1 else "values"
+            complaints.add(pointer, f"has {len(item)} {values}; expected {expected}")
             return ()
         places = {self.slots[slot].name: i for i, slot in enumerate(layout)}
         given = {name: item[i] for name, i in places.items()}
-        return self._values(given, lambda name: f"{pointer}/{places[name]}", complaints)
-
-    def _wrong_length(self, length: int) -> str:
-        expected = " or ".join(
-            f"{size} ({listing(self.slots[i].name for i in layout)})"
-            for size, layout in sorted(self.layouts.items(), reverse=True)
-        )
-        return f"has {length} value{'' if length == 1 else 's'}; expected {expected}"
+        return self._values(given, pointer, complaints, places=places)
 
     def _values(
-        self, item: Mapping[str, Any], where: Callable[[str], str], complaints: Complaints
+        self,
+        item: Mapping[str, Any],
+        pointer: str,
+        complaints: Complaints,
+        below: str = "",
+        places: Mapping[str, int] | None = None,
     ) -> Row:
+        """Check what is there; a value stands under its name, or in its place in a list."""
         row = []
         for name, check, _, value in self.slots:
             if name in item:
                 try:
                     value = check(item[name])
                 except ValueError as error:
-                    complaints.add(where(name), str(error))
+                    step = escaped(name) if places is None else places[name]
+                    complaints.add(f"{pointer}/{step}{below}", str(error))
             row.append(value)
         return tuple(row)
 
@@ -157,9 +157,9 @@ class OpenPlan(Plan):
     """Reads rows of a schema without fields: any object, and for `learn` its target beside it."""
 
     def __init__(self, check: Check, label: Slot | None) -> None:
-        super().__init__((), {}, listed=label is not None)
+        super().__init__((), listed=label is not None)
         self.check = check
-        self.label = label
+        self.label = None if label is None else Plan([label])
 
     def quick(self, item: Any) -> Row | None:
         return None
@@ -178,9 +178,8 @@ class OpenPlan(Plan):
             return ()
         if self.label is None:
             return row
+        (name,) = self.label.names
         held: dict[str, Any] = row[0]  # type: ignore[assignment]
-        given = {k: held.pop(k) for k in [self.label.name] if k in held}
-        single = Plan([self.label], {})
-        single._names(given, pointer, complaints)
-        where = f"{pointer}/{escaped(self.label.name)}"
-        return row + single._values(given, lambda _: where, complaints)
+        given = {name: held.pop(name)} if name in held else {}
+        self.label._names(given, pointer, complaints)
+        return row + self.label._values(given, pointer, complaints)

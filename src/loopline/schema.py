@@ -7,14 +7,13 @@ where it always does. Every protocol hands its values here, so every protocol ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from loopline.errors import InvalidInput
+from loopline.errors import FieldError, InvalidInput
 from loopline.fields import (
     LARGEST,
     LONGEST_TEXT,
@@ -32,7 +31,6 @@ from loopline.records import Record, Row
 from loopline.rows import OpenPlan, Plan, Slot
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 __all__ = ["Field", "Output", "Schema", "declare"]
@@ -138,10 +136,6 @@ class Schema(Record, frozen=True, dict=True):
         return tuple(i for i, field in enumerate(self.fields) if field.used)
 
     @cached_property
-    def _plans(self) -> dict[tuple[bool, bool], Plan]:
-        return {}
-
-    @cached_property
     def _known(self) -> list[tuple[int, str, frozenset[Any]]]:
         return [
             (i, field.name, frozenset(field.categories or ()))
@@ -149,38 +143,38 @@ class Schema(Record, frozen=True, dict=True):
             if field.kind == "category"
         ]
 
+    @cached_property
+    def _plans(self) -> dict[tuple[bool, bool], Plan]:
+        return {}
+
     def _plan(self, text: bool, learn: bool) -> Plan:
-        plan = self._plans.get((text, learn))
-        if plan is None:
-            plan = self._learn_plan(text) if learn else self._predict_plan(text)
-            self._plans[text, learn] = plan
-        return plan
+        """How rows are read, by whether they come as text and whether they carry their label."""
+        if (text, learn) not in self._plans:
+            self._plans[text, learn] = self._new_plan(text, learn)
+        return self._plans[text, learn]
 
-    def _predict_plan(self, text: bool) -> Plan:
-        if self.open:
-            return OpenPlan(checker(Field(name="", kind="any"), False), None)
-        slots = [_slot(_asked(field), text) for field in self.fields]
-        layouts = {len(self._used): self._used, len(slots): tuple(range(len(slots)))}
-        return Plan(slots, layouts, target=self.target, nested=self._nested)
-
-    def _learn_plan(self, text: bool) -> Plan:
-        if self.output is None:
+    def _new_plan(self, text: bool, learn: bool) -> Plan:
+        if learn and self.output is None:
             raise InvalidInput("this model has no target, so it cannot take labelled rows")
-        label = _label_field(self.output)
         if self.open:
-            return OpenPlan(checker(Field(name="", kind="any"), False), _slot(label, text))
-        fields = {field.name: field for field in self.fields} | {label.name: label}
-        slots = [
-            _slot(fields[name], text)._replace(required=not fields[name].optional)
-            for name in self.columns
-        ]
-        layouts = {len(slots): tuple(range(len(slots)))}
-        return Plan(slots, layouts, listed=True, nested=self._nested)
+            label = _slot(self._label, text) if learn else None
+            return OpenPlan(checker(Field(name="", kind="any"), False), label)
+        if not learn:
+            slots = [_slot(_asked(field), text) for field in self.fields]
+            return Plan(slots, self._used, target=self.target, nested=self._nested)
+        fields = {field.name: field for field in (*self.fields, self._label)}
+        columns = [fields[name] for name in self.columns]
+        slots = [_slot(field, text)._replace(required=not field.optional) for field in columns]
+        return Plan(slots, listed=True, nested=self._nested)
+
+    @cached_property
+    def _label(self) -> Field:
+        output = self.output or Output(name="", kind="any")
+        return Field(name=output.name, kind=output.kind, categories=output.categories)
 
     @cached_property
     def _labellers(self) -> tuple[Check, Check]:
-        field = _label_field(self.output or Output(name="", kind="any"))
-        return checker(field, False), checker(field, True)
+        return checker(self._label, False), checker(self._label, True)
 
     @cached_property
     def _nested(self) -> frozenset[str]:
@@ -207,7 +201,7 @@ class Schema(Record, frozen=True, dict=True):
 
         Args:
             value: an object, or a list in the order of all fields or of the used ones.
-            text: whether numbers are spelled as text.
+            text: as for `parse`.
             pointer: where the row stands in the caller's document.
 
         Raises:
@@ -241,9 +235,8 @@ class Schema(Record, frozen=True, dict=True):
         try:
             return self._labellers[text](value)
         except ValueError as error:
-            complaints = Complaints()
-            complaints.add(pointer, str(error))
-            complaints.settle()
+            fields = [FieldError(pointer, str(error))]
+            raise InvalidInput(f"{pointer or 'the body'}: {error}", fields=fields) from error
 
     def _read(self, plan: Plan, value: Any, text: bool) -> tuple[list[Row], bool]:
         complaints, pointer, listed = Complaints(), "", plan.listed
@@ -296,22 +289,15 @@ class Schema(Record, frozen=True, dict=True):
     def _decoder(self) -> Callable[[bytes], Row] | None:
         if self.open or self._nested:
             return None
-        slots = self._plan(False, False).slots
+        fields = list(zip(self._plan(False, False).slots, self.fields, strict=True))
+        wires = [_wire_field(f"f{i}", slot, field) for i, (slot, field) in enumerate(fields)]
         try:
-            wire = msgspec.defstruct(
-                "WireRow",
-                [
-                    _wire_field(i, slot, f)
-                    for i, (slot, f) in enumerate(zip(slots, self.fields, strict=True))
-                ],
-                forbid_unknown_fields=True,
-                kw_only=True,
-            )
+            wire = msgspec.defstruct("WireRow", wires, forbid_unknown_fields=True, kw_only=True)
         except ValueError:
             return None
         closer = [
-            (i, slots[i].check)
-            for i, field in enumerate(self.fields)
+            (i, slot.check)
+            for i, (slot, field) in enumerate(fields)
             if field.strict or basis(field.kind, field.categories) == "scalar"
         ]
         return _row_decoder(msgspec.json.Decoder(wire), closer)
@@ -326,7 +312,7 @@ class Schema(Record, frozen=True, dict=True):
             return {"type": "object"}
         fields = {field.name: field if labelled else _asked(field) for field in self.fields}
         if labelled and self.output:
-            fields[self.output.name] = _label_field(self.output)
+            fields[self.output.name] = self._label
         needed = [
             f.name for f in fields.values() if not (f.optional or (f.nullable and not labelled))
         ]
@@ -338,35 +324,6 @@ class Schema(Record, frozen=True, dict=True):
             "additionalProperties": False,
             **({"examples": [example]} if example.keys() >= set(needed) and example else {}),
         }
-
-    def frame(self, rows: Sequence[Row], used: bool = True) -> pd.DataFrame:
-        """Rows as a data frame, one column per used field (or per field).
-
-        Numbers are float64, integers int64 (float64 with nulls), booleans bool (object with
-        nulls), the rest object.
-        """
-        import pandas as pd
-
-        if self.open:
-            return pd.DataFrame([row[0] for row in rows])
-        picked = self._used if used else range(len(self.fields))
-        columns = list(zip(*rows, strict=True)) or [()] * len(self.fields)
-        data = {
-            self.fields[i].name: pd.Series(columns[i], dtype=_dtype(self.fields[i], columns[i]))
-            for i in picked
-        }
-        return pd.DataFrame(data, index=range(len(rows)))
-
-    def array(self, rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Rows of a numeric schema as float64 of shape (rows, used fields), null as NaN."""
-        import numpy as np
-
-        picked: Sequence[Any] = rows
-        if not self._used:
-            return np.empty((len(rows), 0))
-        if len(self._used) < len(self.fields):
-            picked = list(map(itemgetter(*self._used), rows))
-        return np.array(picked, dtype=np.float64).reshape(len(rows), len(self._used))
 
     def unseen(self, rows: Iterable[Row]) -> dict[str, int]:
         """Count the category values that training did not see, by field; nulls are not counted."""
@@ -380,9 +337,7 @@ class Schema(Record, frozen=True, dict=True):
         return counts
 
 
-def declare(kind: Any, output: Any = None) -> Schema:
-    """The same as `Schema.declare`."""
-    return Schema.declare(kind, output)
+declare = Schema.declare
 
 
 def _slot(field: Field, text: bool) -> Slot:
@@ -395,10 +350,6 @@ def _asked(field: Field) -> Field:
     return field if field.used else msgspec.structs.replace(field, nullable=True)
 
 
-def _label_field(output: Output) -> Field:
-    return Field(name=output.name, kind=output.kind, categories=output.categories)
-
-
 def _plain(value: Any) -> Any:
     """Data frames and arrays as the lists a request would hold."""
     if hasattr(value, "to_dict") and hasattr(value, "columns"):
@@ -406,12 +357,12 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value
 
 
-def _wire_field(i: int, slot: Slot, field: Field) -> tuple[str, Any, Any]:
+def _wire_field(name: str, slot: Slot, field: Field) -> tuple[str, Any, Any]:
     kind = _WIRE_TYPES[basis(field.kind, field.categories)]
     if field.nullable or not field.used:
         kind = kind | None
     default = msgspec.NODEFAULT if slot.required else slot.default
-    return (f"f{i}", kind, msgspec.field(name=field.name, default=default))
+    return (name, kind, msgspec.field(name=field.name, default=default))
 
 
 def _row_decoder(
@@ -435,29 +386,16 @@ def _row_decoder(
 
 
 def _field_json_schema(field: Field) -> dict[str, Any]:
-    spec: dict[str, Any] = {}
     kind = _JSON_TYPES.get(basis(field.kind, field.categories))
-    if kind:
-        spec["type"] = [kind, "null"] if field.nullable else kind
-    if field.strict and field.categories is not None:
-        spec["enum"] = [*field.categories, *([None] if field.nullable else ())]
-    if field.strict and field.minimum is not None:
-        spec["minimum"] = field.minimum
-    if field.strict and field.maximum is not None:
-        spec["maximum"] = field.maximum
-    if field.optional:
-        spec["default"] = field.default
-    examples = [field.example] if field.example is not None else list(field.categories or ())[:10]
-    if examples:
-        spec["examples"] = examples
-    if field.description:
-        spec["description"] = field.description
-    return spec
-
-
-def _dtype(field: Field, values: Sequence[Any]) -> str:
-    if field.kind == "number":
-        return "float64"
-    if field.kind == "integer":
-        return "float64" if None in values else "int64"
-    return "bool" if field.kind == "boolean" and None not in values else "object"
+    strict, nulls = field.strict, [None] if field.nullable else []
+    examples = list(field.categories or ())[:10] if field.example is None else [field.example]
+    spec = {
+        "type": [kind, "null"] if kind and nulls else kind,
+        "enum": [*field.categories, *nulls] if strict and field.categories is not None else None,
+        "minimum": field.minimum if strict else None,
+        "maximum": field.maximum if strict else None,
+        "examples": examples or None,
+        "description": field.description or None,
+    }
+    spec = {name: value for name, value in spec.items() if value is not None}
+    return spec | {"default": field.default} if field.optional else spec

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,30 +51,25 @@ def contribution(
         numbers, else n and correct. Where the answer or the label is not a finite number but
         has to be one: only unscored, which counts for coverage and for nothing else.
     """
-    if task == "regression" or (task != "classification" and _number(output) and _number(label)):
-        return _contribution_of_number(output, label)
-    sums = {"n": 1.0, "correct": float(bool(output == label))}
-    if probabilities is not None and classes is not None:
-        chance = _chance(probabilities, classes, label)
-        if not math.isnan(chance):
-            sums |= {"log_loss": -math.log(chance), "scored": 1.0}
-    return sums
-
-
-def _contribution_of_number(output: Any, label: Any) -> Sums:
-    if not (_number(output) and _number(label)):
+    numbers = _number(output) and _number(label)
+    if task != "regression" and not (numbers and task != "classification"):
+        sums = {"n": 1.0, "correct": float(bool(output == label))}
+        if probabilities is not None and classes is not None:
+            chance = _chance(probabilities, classes, label)
+            if not math.isnan(chance):
+                sums |= {"log_loss": -math.log(chance), "scored": 1.0}
+        return sums
+    if not numbers:
         return {"unscored": 1.0}
-    error, label = float(output) - float(label), float(label)
-    squared, label2 = error * error, label * label
-    if not (math.isfinite(squared) and math.isfinite(label2)):
-        return {"unscored": 1.0}
-    return {
+    error, truth = float(output) - float(label), float(label)
+    sums = {
         "n": 1.0,
         "absolute": abs(error),
-        "squared": squared,
-        "label": label,
-        "label2": label2,
+        "squared": error * error,
+        "label": truth,
+        "label2": truth * truth,
     }
+    return sums if all(map(math.isfinite, sums.values())) else {"unscored": 1.0}
 
 
 def _number(value: Any) -> bool:
@@ -110,22 +106,16 @@ def metrics(task: str, sums: Mapping[str, float]) -> dict[str, float]:
     if n <= 0:
         return {}
     if "squared" in sums and "correct" not in sums:
-        return _metrics_of_numbers(sums, n)
+        squared = max(0.0, sums["squared"])
+        found = {"mae": max(0.0, sums["absolute"]) / n, "rmse": math.sqrt(squared / n)}
+        spread = sums["label2"] - sums["label"] ** 2 / n
+        # Below this the spread is what rounding left of a difference between two large numbers.
+        return found | ({"r2": 1.0 - squared / spread} if spread > 1e-12 * sums["label2"] else {})
     found = {}
     if "correct" in sums and "squared" not in sums:
         found["accuracy"] = sums["correct"] / n
     if sums.get("scored", 0.0) > 0:
         found["log_loss"] = max(0.0, sums["log_loss"]) / sums["scored"]
-    return found
-
-
-def _metrics_of_numbers(sums: Mapping[str, float], n: float) -> dict[str, float]:
-    squared = max(0.0, sums["squared"])
-    found = {"mae": max(0.0, sums["absolute"]) / n, "rmse": math.sqrt(squared / n)}
-    spread = sums["label2"] - sums["label"] ** 2 / n
-    # Below this the spread is what rounding left of a difference between two large numbers.
-    if spread > 1e-12 * sums["label2"]:
-        found["r2"] = 1.0 - squared / spread
     return found
 
 
@@ -173,22 +163,19 @@ def summary(
         for key in keys
     ]
     versions = []
+    ages = sorted({*AGES, *([maturity] if maturity else [])})
     for version in sorted({key[0] for key in keys}):
         own = [key for key in keys if key[0] == version]
+        older = {
+            age: _coverage([k for k in own if (k[1] + 1) * COHORT + age <= moment], sums, served)
+            for age in ages
+        }
         entry = {"version": version, **_entry(task, own, sums, served)}
-        entry["coverage_by_age"] = [
-            {"older_than": age, **_coverage(_older(own, age, moment), sums, served)}
-            for age in sorted({*AGES, *([maturity] if maturity else [])})
-        ]
+        entry["coverage_by_age"] = [{"older_than": age, **older[age]} for age in ages]
         if maturity:
-            matured = _coverage(_older(own, maturity, moment), sums, served)
-            entry["coverage_matured"] = matured["coverage"]
+            entry["coverage_matured"] = older[maturity]["coverage"]
         versions.append(entry)
     return {"task": task, "maturity": maturity, "versions": versions, "history": history}
-
-
-def _older(keys: Sequence[Key], age: float, now: float) -> list[Key]:
-    return [key for key in keys if (key[1] + 1) * COHORT + age <= now]
 
 
 def _entry(
@@ -264,10 +251,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Score whole arrays at once; what is not defined is left out.
 
-    Args:
-        task: classification or regression; others are judged by what the labels are.
-        labels: the truth, of length n; outputs: the answers, in the same order.
-        probabilities: of shape (n, number of classes), in the order of `classes`.
+    The arguments are those of `losses`; other tasks are judged by what the labels are.
 
     Returns:
         accuracy, f1 (macro), log_loss and, for two classes, auc (of the second one); or mae,
@@ -308,8 +292,6 @@ def _evaluate_numbers(labels: Sequence[Any], outputs: Sequence[Any]) -> dict[str
 
 
 def _evaluate_classes(labels: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
-    from collections import Counter
-
     pairs = list(zip(labels, outputs, strict=True))
     truth, told = Counter(labels), Counter(outputs)
     right = Counter(label for label, output in pairs if output == label)
@@ -323,18 +305,12 @@ def _area(
 ) -> dict[str, float]:
     """The area under the ROC curve as a rank statistic (Mann and Whitney), ties sharing ranks."""
     import numpy as np
+    from scipy.stats import rankdata
 
-    known = [(label == classes[1], c) for label, c in zip(labels, chances, strict=True)]
-    known = [pair for pair, label in zip(known, labels, strict=True) if label in classes]
-    positive = np.array([pair[0] for pair in known], dtype=bool)
-    _, place, counts = np.unique(
-        np.array([pair[1] for pair in known], dtype=np.float64),
-        return_inverse=True,
-        return_counts=True,
-    )
+    known = [(y, c) for y, c in zip(labels, chances, strict=True) if y in classes]
+    positive = np.array([label == classes[1] for label, _ in known], dtype=bool)
     above, below = int(positive.sum()), int((~positive).sum())
     if not above or not below:
         return {}
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    area = (ranks[positive].sum() - above * (above + 1) / 2) / (above * below)
-    return {"auc": float(area)}
+    ranks = rankdata([chance for _, chance in known])
+    return {"auc": float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))}

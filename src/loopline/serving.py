@@ -13,19 +13,33 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from loopline import access, codecs
-from loopline.access import Caller
 from loopline.artifacts import Keys
 from loopline.artifacts import load as load_artifact
+from loopline.asks import (
+    Alarm,
+    Answer,
+    Answered,
+    Ask,
+    Awaited,
+    Span,
+    Waiter,
+    check_ids,
+    expire,
+    far,
+    grouped,
+    refuse_all,
+    settle_all,
+    take_ids,
+)
 from loopline.contracts import BlobStore, EventLog, Store
 from loopline.errors import (
-    FieldError,
     InvalidInput,
     LooplineError,
     ModelFailed,
@@ -36,18 +50,11 @@ from loopline.errors import (
     UnknownModel,
     UnknownVersion,
 )
-from loopline.facts import prediction_event, predictions_topic, read_prediction
+from loopline.facts import prediction_events, predictions_topic, read_prediction
+from loopline.fields import Field
 from loopline.metrics import Metrics
 from loopline.model import Adopted
-from loopline.records import (
-    Aliases,
-    ModelRecord,
-    Prediction,
-    Record,
-    Row,
-    Version,
-    new_ids,
-)
+from loopline.records import Aliases, Event, ModelRecord, Prediction, Row, Version, new_ids
 from loopline.schema import Schema
 from loopline.settings import Settings
 
@@ -57,73 +64,8 @@ INLINE_LIMIT = 0.005
 """Seconds: a model of a known quick kind whose calls take longer moves to the thread."""
 RESIDENT = 4
 """How many versions beside the aliased ones stay in memory."""
-MAX_ID = 200
-
-
-class Answered(Record, frozen=True, kw_only=True):
-    """The answer to one request: one prediction per row, in the order of the rows."""
-
-    model: str
-    version: int
-    predictions: tuple[Prediction, ...]
-    many: bool
-    classes: tuple[Any, ...] | None = None
-
-
-class Ask(msgspec.Struct):
-    """One request for predictions.
-
-    `value` is whatever the schema's `parse` accepts; `text` says that it came as text (a form).
-    An adapter that has not decoded its request hands it over as `body`, of content type `kind`.
-    `deadline` is a reading of the monotonic clock, in seconds.
-    """
-
-    model: str
-    value: Any = None
-    text: bool = False
-    ids: Sequence[str] | None = None
-    version: int | None = None
-    alias: str | None = None
-    deadline: float | None = None
-    caller: Caller = access.TRUSTED
-    body: bytes | None = None
-    kind: str = codecs.JSON
-
-
-Answer = Answered | LooplineError
-
-
-class Waiter(Protocol):
-    """Somebody on the event loop who waits for the answer to a request."""
-
-    ask: Ask
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody waits any more: answered already, or hung up."""
-
-    def settle(self, answer: Answer) -> None:
-        """Take the answer, or the error."""
-
-
-class _Awaited:
-    """A coroutine that waits."""
-
-    __slots__ = ("ask", "future")
-
-    def __init__(self, ask: Ask, future: asyncio.Future[Answered]) -> None:
-        self.ask = ask
-        self.future = future
-
-    @property
-    def gone(self) -> bool:
-        return self.future.done()
-
-    def settle(self, answer: Answer) -> None:
-        if isinstance(answer, LooplineError):
-            self.future.set_exception(answer)
-        else:
-            self.future.set_result(answer)
+WAIT = 0.005
+"""Seconds between two attempts to hand rows to a full log."""
 
 
 class Loaded:
@@ -156,8 +98,8 @@ class Loaded:
 
     def warm_up(self) -> None:
         """Call the model with an example row, so that the first caller does not pay for it."""
-        row = tuple(field.example for field in self.schema.fields)
-        if self.schema.open or not row or None in row:
+        row = tuple(map(_example, self.schema.fields))
+        if self.schema.open or not row:
             return
         try:
             self.call([row])
@@ -334,13 +276,12 @@ class Serving:
 
     def _number(self, service: Service, version: int | None, alias: str | None) -> int | None:
         if version is not None and alias is not None:
-            detail = "give a version or an alias, not both"
-            raise InvalidInput(detail, fields=[FieldError("?alias", detail)])
+            raise InvalidInput.at("give a version or an alias, not both", "?alias")
         if alias is None:
             return version
         if alias not in ("champion", "challenger", "previous"):
-            detail = f"{alias!r} is not an alias; there are champion, challenger and previous"
-            raise InvalidInput(detail, fields=[FieldError("?alias", detail)])
+            told = f"{alias!r} is not an alias; there are champion, challenger and previous"
+            raise InvalidInput.at(told, "?alias")
         number: int | None = getattr(service.aliases, alias)
         if number is None and alias != "champion":
             raise UnknownVersion(f"model {service.record.name!r} has no {alias}")
@@ -363,7 +304,7 @@ class Serving:
             Overloaded: as many requests wait for this model as settings allow.
         """
         future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
-        self.enqueue(_Awaited(ask, future))
+        self.enqueue(Awaited(ask, future))
         return future
 
     def enqueue(self, waiter: Waiter) -> None:
@@ -385,8 +326,8 @@ class Serving:
             )
         service.queue.append(waiter)
         if service.running:
-            left = (ask.deadline or _far()) - time.monotonic()
-            asyncio.get_running_loop().call_later(max(0.0, left), _expire, waiter)
+            left = (ask.deadline or far()) - time.monotonic()
+            asyncio.get_running_loop().call_later(max(0.0, left), expire, waiter)
         elif not service.armed:
             self._arm(service, asyncio.get_running_loop())
 
@@ -398,17 +339,23 @@ class Serving:
     def _flush(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         service.armed = False
         waiting, service.queue = service.queue, []
-        for key, group in _grouped(waiting).items():
+        for key, group in grouped(waiting).items():
             try:
                 loaded = self._ready(service, *key)
-                if loaded is not None and loaded.inline:
-                    _settle(group, self.answer(loaded, [waiter.ask for waiter in group]))
+                if loaded is not None and loaded.inline and not self._log_is_filling():
+                    asks = [waiter.ask for waiter in group]
+                    settle_all(group, self.answer(loaded, asks, patient=False))
                 else:
                     self._cross(service, loop, group, key)
             except LooplineError as error:
-                _refuse(group, error)
+                refuse_all(group, error)
             except Exception as error:  # whatever it is, every caller gets an answer
-                _refuse(group, _failed(error))
+                refuse_all(group, _failed(error))
+
+    def _log_is_filling(self) -> bool:
+        """Whether to answer on the thread, because there may be a wait for the log."""
+        settings = self._settings
+        return settings.log_full == "wait" and self._log.buffered > settings.max_buffer // 2
 
     def _ready(self, service: Service, version: int | None, alias: str | None) -> Loaded | None:
         """The version if it is in memory; None when the thread has to look for it first."""
@@ -430,7 +377,7 @@ class Serving:
             return self.answer(self.loaded(service.record.name, *key), asks)
 
         running: Future[Sequence[Answer]] = self._thread.submit(work)
-        alarm = _Alarm(loop, lambda: self._hung(service, running, group, alarm))
+        alarm = Alarm(loop, lambda: self._hung(service, running, group, alarm))
         alarm.set(group)
 
         def done(finished: Future[Sequence[Answer]]) -> None:
@@ -444,30 +391,26 @@ class Serving:
         loop: asyncio.AbstractEventLoop,
         group: list[Waiter],
         finished: Future[Sequence[Answer]],
-        alarm: _Alarm,
+        alarm: Alarm,
     ) -> None:
         alarm.cancel()
         service.running -= 1
         service.trouble = None
         if finished.cancelled():
-            _refuse(group, TimedOut("the model was busy until the deadline had passed"))
+            refuse_all(group, TimedOut("the model was busy until the deadline had passed"))
         elif (error := finished.exception()) is not None:
-            _refuse(group, error if isinstance(error, LooplineError) else _failed(error))
+            refuse_all(group, error if isinstance(error, LooplineError) else _failed(error))
         else:
-            _settle(group, finished.result())
+            settle_all(group, finished.result())
         self._arm(service, loop)
 
     def _hung(
-        self,
-        service: Service,
-        running: Future[Sequence[Answer]],
-        group: list[Waiter],
-        alarm: _Alarm,
+        self, service: Service, running: Future[Sequence[Answer]], group: list[Waiter], alarm: Alarm
     ) -> None:
         """A deadline passed: answer those callers, and give other models a thread of their own."""
         now = time.monotonic()
-        late = [waiter for waiter in group if (waiter.ask.deadline or _far()) <= now]
-        _refuse(late, TimedOut("the model did not answer before the deadline"))
+        late = [waiter for waiter in group if (waiter.ask.deadline or far()) <= now]
+        refuse_all(late, TimedOut("the model did not answer before the deadline"))
         self._metrics.timed_out(service.record.name)
         alarm.set([waiter for waiter in group if not waiter.gone])
         if running.done() or service.trouble is not None or not running.running():
@@ -476,18 +419,19 @@ class Serving:
         logger.error("model %s hangs; other models go on", name)
         service.trouble = f"model {name!r} has not come back from a call; it is tried again then"
         waiting, service.queue = service.queue, []
-        _refuse(waiting, NotReady(service.trouble, retry_after=1.0))
+        refuse_all(waiting, NotReady(service.trouble, retry_after=1.0))
         abandoned, self._thread = self._thread, self._new_thread()
         abandoned.shutdown(wait=False)
 
     # The one place.
 
-    def answer(self, loaded: Loaded, asks: Sequence[Ask]) -> list[Answer]:
+    def answer(self, loaded: Loaded, asks: Sequence[Ask], patient: bool = True) -> list[Answer]:
         """Validate, predict, make ids, hand the log rows over: one call of the model for all.
 
         Args:
             loaded: the version that answers.
             asks: requests for it; each gets its own answer or its own error.
+            patient: whether this thread may wait for a full log where the settings say so.
 
         Returns:
             One answer per request, in order. A prediction is in the log's hands (or committed,
@@ -496,7 +440,7 @@ class Serving:
         began = time.perf_counter()
         answers: list[Answer | None] = [None] * len(asks)
         rows: list[Row] = []
-        spans: list[tuple[int, int, int, bool]] = []
+        spans: list[Span] = []
         now = time.monotonic()
         for index, ask in enumerate(asks):
             try:
@@ -507,7 +451,7 @@ class Serving:
             spans.append((index, len(rows), len(rows) + len(parsed), many))
             rows.extend(parsed)
         if rows:
-            self._fill(loaded, asks, rows, spans, answers)
+            self._fill(loaded, asks, rows, spans, answers, patient)
         seconds = time.perf_counter() - began
         final = [answer for answer in answers if answer is not None]
         self._count(loaded, final, rows, seconds)
@@ -522,7 +466,7 @@ class Serving:
                 f"{len(rows)} rows in one request; at most {self._settings.max_rows} are taken"
             )
         if ask.ids is not None:
-            _check_ids(ask.ids, len(rows))
+            check_ids(ask.ids, len(rows))
         return rows, many
 
     def _fill(
@@ -530,76 +474,116 @@ class Serving:
         loaded: Loaded,
         asks: Sequence[Ask],
         rows: list[Row],
-        spans: list[tuple[int, int, int, bool]],
+        spans: list[Span],
         answers: list[Answer | None],
+        patient: bool,
     ) -> None:
-        results = self._call(loaded, rows, spans)
-        made = new_ids(len(rows))
-        at = time.time()
-        batch: list[Prediction] = []
+        outputs, chances, failed = self._call(loaded, rows, spans)
+        model, version, at = loaded.record.name, loaded.version.number, time.time()
+        predictions = [
+            Prediction(
+                id=id,
+                model=model,
+                version=version,
+                output=output,
+                at=at,
+                row=row,
+                probabilities=chance,
+            )
+            for id, row, output, chance in zip(
+                new_ids(len(rows)), rows, outputs, chances, strict=True
+            )
+        ]
+        logged = predictions
         for index, start, stop, many in spans:
-            result = results[index]
-            if isinstance(result, LooplineError):
-                answers[index] = result
-                continue
-            ids = asks[index].ids or made[start:stop]
-            predictions = _predictions(loaded, ids, rows[start:stop], result, at)
-            if asks[index].ids is not None:
-                predictions = self._first_given(loaded, predictions)
-            batch.extend(predictions)
-            answers[index] = Answered(
-                model=loaded.record.name,
-                version=loaded.version.number,
-                predictions=tuple(predictions),
+            own: Sequence[Prediction] = predictions[start:stop]
+            ids = asks[index].ids
+            if ids is not None and index not in failed:
+                own = self._first_given(loaded, ids, own)
+                predictions[start:stop] = own
+            answers[index] = failed.get(index) or Answered(
+                model=model,
+                version=version,
+                predictions=tuple(own),
                 many=many,
                 classes=loaded.adopted.classes,
             )
+        if failed:
+            logged = [
+                prediction
+                for index, start, stop, _ in spans
+                if index not in failed
+                for prediction in predictions[start:stop]
+            ]
         try:
-            self._hand_over(loaded, batch)
+            until = min(ask.deadline or far() for ask in asks) if patient else 0.0
+            self._hand_over(loaded, logged, until)
         except LooplineError as error:
             for index, *_ in spans:
                 answers[index] = error
 
     def _call(
-        self, loaded: Loaded, rows: list[Row], spans: list[tuple[int, int, int, bool]]
-    ) -> dict[int, Any]:
-        """One call for all; where it raises, bisect, so that a bad row fails only its request."""
+        self, loaded: Loaded, rows: list[Row], spans: list[Span]
+    ) -> tuple[list[Any], Sequence[Any], dict[int, LooplineError]]:
+        """One call for all; where it raises, bisect, so that a bad row fails only its request.
+
+        Returns:
+            Outputs and probabilities (None for none) of the rows of these spans, and the errors
+            of those requests that failed, whose rows have None.
+        """
         first, last = spans[0][1], spans[-1][2]
+        some = rows if last - first == len(rows) else rows[first:last]
         try:
-            outputs, probabilities = loaded.call(rows[first:last])
+            outputs, chances = loaded.call(some)
         except ModelFailed as error:
+            nothing = [None] * len(some)
             if len(spans) == 1:
-                return {spans[0][0]: error}
+                return nothing, nothing, {spans[0][0]: error}
             half = len(spans) // 2
-            return self._call(loaded, rows, spans[:half]) | self._call(loaded, rows, spans[half:])
-        return {
-            index: (
-                outputs[start - first : stop - first],
-                probabilities[start - first : stop - first] if probabilities else None,
-            )
-            for index, start, stop, _ in spans
-        }
+            one, two = (self._call(loaded, rows, part) for part in (spans[:half], spans[half:]))
+            return [*one[0], *two[0]], [*one[1], *two[1]], one[2] | two[2]
+        return outputs, chances or [None] * len(some), {}
 
-    def _first_given(self, loaded: Loaded, predictions: list[Prediction]) -> list[Prediction]:
-        """Where an id was answered before, the first answer stands."""
+    def _first_given(
+        self, loaded: Loaded, ids: Sequence[str], predictions: Sequence[Prediction]
+    ) -> list[Prediction]:
+        """The predictions under the ids that the caller gave; the first answer to one stands."""
         name = loaded.record.name
-        known = self._log.find(predictions_topic(name), [p.id for p in predictions])
-        if not known:
-            return predictions
-        return [read_prediction(name, known[p.id]) if p.id in known else p for p in predictions]
+        named = [
+            msgspec.structs.replace(prediction, id=id)
+            for id, prediction in zip(ids, predictions, strict=True)
+        ]
+        known = self._log.find(predictions_topic(name), ids)
+        return [read_prediction(name, known[p.id]) if p.id in known else p for p in named]
 
-    def _hand_over(self, loaded: Loaded, predictions: list[Prediction]) -> None:
+    def _hand_over(self, loaded: Loaded, predictions: list[Prediction], until: float) -> None:
         mode = loaded.record.options.get("log", "async")
         if mode == "none" or not predictions:
             return
         hidden = set(loaded.record.options.get("redact", ()))
         if hidden:
             predictions = [_redacted(p, loaded.schema, hidden) for p in predictions]
-        events = [prediction_event(prediction) for prediction in predictions]
+        events = prediction_events(loaded.record.name, predictions)
         if mode == "sync":
             self._log.append(events)
         else:
-            self._log.offer(events)
+            self._offer(loaded.record.name, events, until)
+
+    def _offer(self, model: str, events: list[Event], until: float) -> None:
+        """Offer events to the log; where its buffer is full, do what the settings say."""
+        full = self._settings.log_full
+        while True:
+            try:
+                self._log.offer(events)
+                return
+            except Overloaded:
+                if full == "drop":
+                    self._metrics.add("loopline_log_dropped_total", len(events), (model,))
+                    return
+                if full == "refuse" or time.monotonic() >= until:
+                    self._metrics.shed(model, "log")
+                    raise
+            time.sleep(WAIT)
 
     def _count(
         self, loaded: Loaded, answers: list[Answer], rows: list[Row], seconds: float
@@ -614,59 +598,24 @@ class Serving:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-class _Alarm:
-    """Rings at the earliest deadline of a group of requests."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
-        self._loop = loop
-        self._act = act
-        self._timer: asyncio.TimerHandle | None = None
-
-    def set(self, group: Sequence[Waiter]) -> None:
-        """Wait for the next deadline among these."""
-        self.cancel()
-        if group:
-            left = min(waiter.ask.deadline or _far() for waiter in group) - time.monotonic()
-            self._timer = self._loop.call_later(max(0.0, left), self._act)
-
-    def cancel(self) -> None:
-        """Do not ring any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-def _far() -> float:
-    return time.monotonic() + 3600.0
-
-
-def _grouped(waiting: list[Waiter]) -> dict[tuple[int | None, str | None], list[Waiter]]:
-    groups: dict[Any, list[Waiter]] = {}
-    for waiter in waiting:
-        if not waiter.gone:
-            groups.setdefault((waiter.ask.version, waiter.ask.alias), []).append(waiter)
-    return groups
-
-
-def _settle(group: Sequence[Waiter], answers: Sequence[Answer]) -> None:
-    for waiter, answer in zip(group, answers, strict=True):
-        if not waiter.gone:
-            try:
-                waiter.settle(answer)
-            except Exception:  # one that cannot be told must not keep the others from it
-                logger.exception("an answer could not be delivered")
-
-
-def _refuse(group: Sequence[Waiter], error: LooplineError) -> None:
-    _settle(group, [error] * len(group))
-
-
-def _expire(waiter: Waiter) -> None:
-    _refuse([waiter], TimedOut("there was no answer before the deadline"))
+def _example(field: Field) -> Any:
+    if field.example is not None or field.nullable:
+        return field.example
+    plain = {"number": 0.0, "integer": 0, "boolean": False}
+    return field.categories[0] if field.categories else plain.get(field.kind, "")
 
 
 def _failed(error: BaseException) -> ModelFailed:
     logger.error("a batch failed", exc_info=error)
     return ModelFailed(f"{type(error).__name__}: {error}")
+
+
+def _redacted(prediction: Prediction, schema: Schema, hidden: set[str]) -> Prediction:
+    row = tuple(
+        None if field.name in hidden else value
+        for field, value in zip(schema.fields, prediction.row, strict=True)
+    )
+    return msgspec.structs.replace(prediction, row=row)
 
 
 def _read(loaded: Loaded, ask: Ask) -> tuple[list[Row], bool]:
@@ -678,60 +627,5 @@ def _read(loaded: Loaded, ask: Ask) -> tuple[list[Row], bool]:
             except msgspec.DecodeError:
                 pass  # not one plain row: the long way reads it, or says what is wrong
         ask.value, ask.text = codecs.read(ask.body, ask.kind)
-        ask.value, ask.ids = _take_ids(ask.value, ask.ids)
+        ask.value, ask.ids = take_ids(ask.value, ask.ids)
     return loaded.schema.parse(ask.value, text=ask.text)
-
-
-def _take_ids(value: Any, given: Sequence[str] | None) -> tuple[Any, Sequence[str] | None]:
-    """Take the ids out of an envelope; what remains keeps its JSON Pointers."""
-    if not isinstance(value, dict) or value.keys() != {"inputs", "ids"}:
-        return value, given
-    ids = value["ids"]
-    if not isinstance(ids, list):
-        detail = "the ids are an array of texts, one for each row"
-        raise InvalidInput(detail, fields=[FieldError("/ids", detail)])
-    return {"inputs": value["inputs"]}, ids
-
-
-def _check_ids(ids: Sequence[str], rows: int) -> None:
-    errors: list[FieldError] = []
-    if len(ids) != rows:
-        errors.append(FieldError("/ids", f"{len(ids)} ids for {rows} rows"))
-    seen: set[str] = set()
-    for index, id in enumerate(ids):
-        if not isinstance(id, str) or not 0 < len(id) <= MAX_ID:
-            errors.append(FieldError(f"/ids/{index}", f"an id is text of 1 to {MAX_ID} characters"))
-        elif id in seen:
-            errors.append(FieldError(f"/ids/{index}", f"{id!r} is given twice"))
-        else:
-            seen.add(id)
-    if errors:
-        raise InvalidInput("the ids do not fit the rows", fields=errors)
-
-
-def _predictions(
-    loaded: Loaded, ids: Sequence[str], rows: list[Row], result: Any, at: float
-) -> list[Prediction]:
-    outputs, probabilities = result
-    model, version = loaded.record.name, loaded.version.number
-    spread = probabilities or [None] * len(rows)
-    return [
-        Prediction(
-            id=id,
-            model=model,
-            version=version,
-            output=output,
-            at=at,
-            row=row,
-            probabilities=chances,
-        )
-        for id, row, output, chances in zip(ids, rows, outputs, spread, strict=True)
-    ]
-
-
-def _redacted(prediction: Prediction, schema: Schema, hidden: set[str]) -> Prediction:
-    row = tuple(
-        None if field.name in hidden else value
-        for field, value in zip(schema.fields, prediction.row, strict=True)
-    )
-    return msgspec.structs.replace(prediction, row=row)

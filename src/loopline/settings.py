@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_rows: int = 100_000  # rows in one request
     max_queue: int = 4_096  # predictions waiting per model
     max_buffer: int = 64 * 2**20  # unacknowledged log bytes per replica
+    log_full: Literal["refuse", "wait", "drop"] = "refuse"  # predictions, past that bound
     outcome_wait: float = 1.0  # how long `outcome` and `learn` wait for the join
     lease: float = 60.0  # a worker's lease on an attempt
     job_timeout: float = 24 * 3600.0

@@ -51,8 +51,8 @@ class Order(msgspec.Struct):
     settings: Settings
     target: str | None = None
     config: str | None = None
-    register: bool = False
     files: list[str] = []
+    register: bool = False
     socket: int | None = None
     ready: int | None = None
     successor: bool = False
@@ -246,34 +246,21 @@ class Supervisor:
         with locked(root), _listen(self.settings) as sock, self._signals():
             host, port = sock.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            found = ServerFile(
-                pid=os.getpid(), url=f"http://{shown}:{port}{self.settings.root_path}"
-            )
-            found.started = time.time()
+            url = f"http://{shown}:{port}{self.settings.root_path}"
+            found = ServerFile(pid=os.getpid(), url=url, started=time.time())
             write_server_file(root, found)
             self._pool.clear()
             self._tend(found, root, sock)
 
-    def _order(self, role: str, slot: int, **more: Any) -> Order:
-        return Order(role=role, slot=slot, settings=self.settings, **more)
-
     def _tend(self, found: ServerFile, root: Path, sock: socket.socket) -> None:
-        keeper = Process(self._order("keeper", 0))
+        settings = self.settings
+        served = (self._target, self._config, self._files)
+        keeper = Process(Order("keeper", 0, settings))
         replicas = [
-            Process(
-                self._order(
-                    "replica",
-                    slot,
-                    target=self._target,
-                    config=self._config,
-                    files=self._files,
-                    register=slot == 0,
-                ),
-                sock,
-            )
-            for slot in range(self.settings.processes)
+            Process(Order("replica", slot, settings, *served, register=slot == 0), sock)
+            for slot in range(settings.processes)
         ]
-        workers = [Process(self._order("worker", slot)) for slot in range(self.settings.workers)]
+        workers = [Process(Order("worker", slot, settings)) for slot in range(settings.workers)]
         started: list[Process] = []
         try:
             self._start(keeper, started)
@@ -288,7 +275,7 @@ class Supervisor:
                 self._look(started, keeper, found, root)
         finally:
             for process in reversed(started):
-                process.stop(self.settings.drain + 2.0)
+                process.stop(settings.drain + 2.0)
 
     def _start(self, process: Process, started: list[Process]) -> None:
         if not self._stopping:
@@ -426,6 +413,8 @@ def _run_keeper(order: Order, parent: _Parent) -> None:
     signal.signal(signal.SIGTERM, lambda *_: keeper.stop())
     parent.watch(keeper.stop)
     _say(order, msgspec.json.encode(parts.inlet.address).decode())
+    gc.collect()
+    gc.freeze()
     keeper.run()
     parts.inlet = None
     parts.close()

@@ -28,6 +28,7 @@ from loopline.records import Cursor, Decision, Example, ModelRecord, Record, Row
 from loopline.schema import Schema
 
 Pair = tuple[Row, Any]
+Told = tuple[Adopted, Sequence[Pair], Answers]
 Progress = Callable[[int, int, str], None]
 
 LIBRARIES = ("numpy", "pandas", "scikit-learn", "lightgbm", "xgboost", "river")
@@ -179,12 +180,9 @@ def run(plan: Plan, blobs: BlobStore, keys: Keys, progress: Progress) -> Outcome
     if job.warnings:
         evidence = {**decision.evidence, "warnings": job.warnings}
         decision = msgspec.structs.replace(decision, evidence=evidence)
+    seconds = time.monotonic() - began
     return Outcome(
-        version=made,
-        decision=decision,
-        promote=promote,
-        metrics=metrics,
-        seconds=time.monotonic() - began,
+        version=made, decision=decision, promote=promote, metrics=metrics, seconds=seconds
     )
 
 
@@ -208,7 +206,8 @@ class _Run:
         self.pairs = [*self._base, *self._examples]
         if not self.pairs:
             raise WrongState(f"model {record.name!r} has no labelled rows to train on")
-        self._fresh = self._rows_after_champion()
+        known = plan.champion.upto if plan.champion else None
+        self._fresh = 0 if known is None else sum(seq > known for seq in self._seqs)
         self._blocks = self._cut()
         self._step = 0
         self._steps = 2 + len(self._blocks)
@@ -228,12 +227,8 @@ class _Run:
 
     def fit(self, pairs: Sequence[Pair]) -> Adopted:
         """Fit the recipe on these rows."""
-        return self._recipe.fit(
-            self.schema,
-            [row for row, _ in pairs],
-            [label for _, label in pairs],
-            self._plan.parameters or None,
-        )
+        rows, labels = [row for row, _ in pairs], [label for _, label in pairs]
+        return self._recipe.fit(self.schema, rows, labels, self._plan.parameters or None)
 
     def measure(self, fitted: Adopted, pairs: Sequence[Pair]) -> dict[str, float]:
         """Score a fit."""
@@ -253,8 +248,7 @@ class _Run:
         if len(self._examples) < size:
             order = numpy.random.default_rng(0).permutation(len(pairs))
             pairs = [pairs[i] for i in order]
-        cut = len(pairs) - size
-        known, held = pairs[:cut], pairs[cut:]
+        known, held = pairs[:-size], pairs[-size:]
         if self._one_class(known):
             return {}
         scores = self.measure(self.fit(known), held)
@@ -265,13 +259,6 @@ class _Run:
         task = self._plan.model.task
         return task == "classification" and len({label for _, label in pairs}) < 2
 
-    def _rows_after_champion(self) -> int:
-        """How many of the newest rows the champion was not trained on."""
-        champion = self._plan.champion
-        if champion is None:
-            return 0
-        return sum(1 for seq in self._seqs if seq > champion.upto)
-
     def _cut(self) -> list[tuple[int, int]]:
         """Expanding blocks over the rows after the champion's training."""
         if not self._fresh or (self.policy is None and self._fresh > COMPARED):
@@ -279,10 +266,8 @@ class _Run:
         first = len(self.pairs) - self._fresh
         count = max(1, min(BLOCKS, self._fresh // BLOCK_ROWS))
         edges = [first + self._fresh * n // count for n in range(count + 1)]
-        blocks = list(itertools.pairwise(edges))
-        return [
-            block for block in blocks if block[0] and not self._one_class(self.pairs[: block[0]])
-        ]
+        blocks = itertools.pairwise(edges)
+        return [(a, b) for a, b in blocks if a and not self._one_class(self.pairs[:a])]
 
     def verdict(self) -> gate.Verdict | None:
         """Judge the recipe against the champion on the rows after the champion's training."""
@@ -295,14 +280,10 @@ class _Run:
             reason = f"candidate and champion could not be compared: {error.detail}"
             return gate.Verdict(verdict=gate.UNSURE, reason=reason, evidence={})
         first, last = self._blocks[0][0] - len(self.pairs), self._blocks[-1][1] - len(self.pairs)
-        seqs = self._seqs[first : last or None]
-        verdict = gate.judge(
-            ours,
-            theirs,
-            self.policy or Every(),
-            WORDS[metric],
-            [id or seq for id, seq in zip(self._ids[first : last or None], seqs, strict=True)],
-        )
+        rows = slice(first, last or None)
+        seqs, ids = self._seqs[rows], self._ids[rows]
+        names = [id or seq for id, seq in zip(ids, seqs, strict=True)]
+        verdict = gate.judge(ours, theirs, self.policy or Every(), WORDS[metric], names)
         more = {
             "blocks": len(self._blocks),
             "from_seq": seqs[0],
@@ -314,59 +295,56 @@ class _Run:
     def _paired(self, champion: Version) -> tuple[gate.Losses, gate.Losses, str]:
         """The losses of recipe and champion on the same rows, both by the same metric."""
         served = artifacts.load(champion.artifact, self._blobs, self._keys)
-        told: list[tuple[Adopted, Adopted, Sequence[Pair], Answers, Answers]] = []
+        mine: list[Told] = []
+        theirs: list[Told] = []
         for number, (start, stop) in enumerate(self._blocks, 1):
             self.say(f"judging on block {number} of {len(self._blocks)}")
             pairs = self.pairs[start:stop]
             rows = [row for row, _ in pairs]
             fitted = self.fit(self.pairs[:start])
-            mine, theirs = fitted.answer(self.schema, rows), served.answer(self.schema, rows)
-            told.append((fitted, served, pairs, mine, theirs))
-        likely = all(a.probabilities and b.probabilities for *_, a, b in told)
-        metric = self._metric(likely)
-        ours = [self._losses(fitted, pairs, a, metric) for fitted, _, pairs, a, _ in told]
-        others = [self._losses(served, pairs, b, metric) for _, served, pairs, _, b in told]
-        return numpy.concatenate(ours), numpy.concatenate(others), metric
+            mine.append((fitted, pairs, fitted.answer(self.schema, rows)))
+            theirs.append((served, pairs, served.answer(self.schema, rows)))
+        metric = self.policy.metric if self.policy else None
+        if metric is None and self._plan.model.task != "classification":
+            metric = "mse"
+        elif metric is None:
+            likely = all(answers.probabilities for *_, answers in mine + theirs)
+            metric = "log_loss" if likely else "accuracy"
+        return self._losses(mine, metric), self._losses(theirs, metric), metric
 
-    def _metric(self, likely: bool) -> str:
-        """What both are judged by: as the policy says, else what both have answers for."""
-        if self.policy is not None and self.policy.metric is not None:
-            return self.policy.metric
-        if self._plan.model.task != "classification":
-            return "mse"
-        return "log_loss" if likely else "accuracy"
-
-    def _losses(
-        self, fitted: Adopted, pairs: Sequence[Pair], answers: Answers, metric: str
-    ) -> gate.Losses:
-        labels = [label for _, label in pairs]
+    def _losses(self, told: Sequence[Told], metric: str) -> gate.Losses:
         task = self._plan.model.task
-        return scoring.losses(
-            task, labels, answers.outputs, answers.probabilities, fitted.classes, metric
-        )
+        parts = [
+            scoring.losses(
+                task, [y for _, y in pairs], a.outputs, a.probabilities, fitted.classes, metric
+            )
+            for fitted, pairs, a in told
+        ]
+        return numpy.concatenate(parts)
 
     def _skew(self) -> list[str]:
         """What is odd about the new rows' values, for a person to look at."""
         rows = [row for row, _ in self._examples]
-        found = []
-        for name, count in self.schema.unseen(rows).items():
-            if rows and count / len(rows) > UNSEEN_SHARE:
-                found.append(f"{name}: {count / len(rows):.0%} of the new rows were never seen")
+        unseen = {name: count / len(rows) for name, count in self.schema.unseen(rows).items()}
+        found = [
+            f"{name}: {share:.0%} of the new rows were never seen"
+            for name, share in unseen.items()
+            if share > UNSEEN_SHARE
+        ]
         for index, field in enumerate(self.schema.fields):
-            told = self._shift(index) if field.kind in ("number", "integer") else None
-            if told:
-                found.append(f"{field.name}: {told}")
+            moved = self._shift(index) if field.kind in ("number", "integer") else 0.0
+            if moved > SHIFT:
+                found.append(f"{field.name}: its mean moved by {moved:.1f} standard deviations")
         return found
 
-    def _shift(self, index: int) -> str | None:
+    def _shift(self, index: int) -> float:
+        """How far a column's mean moved, in its standard deviations; 0 where rows are few."""
         old = [row[index] for row, _ in self._base if row[index] is not None]
         new = [row[index] for row, _ in self._examples if row[index] is not None]
-        if len(old) < HOLDOUT_ROWS or len(new) < HOLDOUT_ROWS:
-            return None
-        spread = float(numpy.std(numpy.asarray(old, dtype=float))) or 1.0
-        means = [float(numpy.mean(numpy.asarray(part, dtype=float))) for part in (old, new)]
-        moved = abs(means[1] - means[0]) / spread
-        return f"its mean moved by {moved:.1f} standard deviations" if moved > SHIFT else None
+        if min(len(old), len(new)) < HOLDOUT_ROWS:
+            return 0.0
+        before, after = numpy.asarray(old, dtype=float), numpy.asarray(new, dtype=float)
+        return float(abs(after.mean() - before.mean()) / (before.std() or 1.0))
 
     def version(self, fitted: Adopted, metrics: dict[str, float]) -> Version:
         """Keep the fit as an artifact, and describe where it comes from."""

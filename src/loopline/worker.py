@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -140,16 +141,17 @@ class Worker:
         return self._store.claim(self.name, self._settings.lease, self._tags, request=new_id())
 
     def _say_hello(self, job: str | None) -> None:
-        self._store.put_worker(
-            WorkerRecord(
-                id=self.name,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                tags=self._tags,
-                started=self._started,
-                job=job,
-            )
+        """Show what this worker does; only for people, so it may fail while the store is away."""
+        record = WorkerRecord(
+            id=self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            tags=self._tags,
+            started=self._started,
+            job=job,
         )
+        with suppress(Unavailable):
+            self._store.put_worker(record)
 
     def attempt(self, job: Job) -> None:
         """Run one leased attempt to its end."""

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from loopline.backends.doorbell import PollingDoorbell
-from loopline.backends.memory import MemoryDoorbell, PullDeliverer
+from loopline.backends.memory import MemoryDoorbell
 from loopline.backends.sqlite import SqliteLog
 from loopline.contracts import Doorbell
-from loopline.records import Job
 from loopline.testing.log import make
 
 LONG = 60.0
@@ -113,11 +112,3 @@ def test_a_commit_before_the_wait_is_not_lost(tmp_path: Path) -> None:
         assert bell.wait(LONG) is True
         assert bell.wait(0.03) is False
         bell.close()
-
-
-def test_the_pull_deliverer_does_nothing() -> None:
-    """Workers ask for their jobs, so offers need not arrive."""
-    deliverer = PullDeliverer()
-    deliverer.offer(Job(id="j", kind="train", model=None, payload={}))
-    deliverer.withdraw("j")
-    assert deliverer.healthy()

@@ -353,6 +353,26 @@ def test_a_disk_full_for_long_stops_the_stream(site: Site) -> None:
     assert keys(list(client.scan("m.b"))) == [str(each) for each in range(number)]
 
 
+def test_a_stuffed_writer_still_says_why(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks behind more offers than the writer reads on a full disk hears of the disk too."""
+    monkeypatch.setattr("loopline.backends.handover.HELD", 100_000)
+    site.start()
+    client = site.client()
+    client.append(make("m.a", ["first"]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        for number in range(40):
+            client.offer(make("m.b", [number], value=bytes(500_000)))
+        with pytest.raises(Unavailable, match="disk"):
+            client.append(make("m.a", ["refused"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    client.append(make("m.a", ["last"]))
+    assert client.count("m.b") == 40
+    assert keys(list(client.scan("m.a"))) == ["first", "last"]
+
+
 def test_the_writer_is_killed_and_started_elsewhere(tmp_path: Path) -> None:
     """A client sends to the next writer what the dead one had not committed."""
     first = Writer(tmp_path / "log.db", str(tmp_path / "one.sock")).start()

@@ -17,7 +17,8 @@ import pytest
 
 from loopline.backends.handover import LogClient
 from loopline.backends.memory import MemoryLog
-from loopline.backends.sqlite import LogFile, SqliteLog, connect
+from loopline.backends.sqlite import SqliteLog
+from loopline.backends.sqlite_file import LogFile, connect
 from loopline.contracts import EventLog
 from loopline.errors import Overloaded, Unavailable, WrongState
 from loopline.records import Event

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from loopline.backends.handover import LogClient, LogInlet
-from loopline.backends.sqlite import SqliteLog, connect
+from loopline.backends.sqlite import SqliteLog
+from loopline.backends.sqlite_file import connect
 from loopline.errors import Overloaded, Unavailable
 from loopline.testing.log import make
 from tests.log_writer import Writer

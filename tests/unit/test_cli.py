@@ -7,10 +7,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -527,6 +529,29 @@ def test_models_of_the_configuration_file(tmp_path: Path, free_port: int) -> Non
         assert json.loads(done.stdout)["prediction"] == pytest.approx(5.0)
     finally:
         end(process)
+
+
+def test_training_from_a_query_and_a_function(folder: Path) -> None:
+    """Both are read by the command itself, with a server and without; what fails is told."""
+    with closing(sqlite3.connect(folder / "shop.db")) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS line (x REAL, y REAL)")
+        connection.executemany(
+            "INSERT INTO line VALUES (?, ?)", [(x, 3 + 2 * x) for x in range(40)]
+        )
+        connection.commit()
+    code = "def rows():\n    return [{'x': x, 'y': 3.0 + 2 * x} for x in range(40)]\n"
+    (folder / "line_data.py").write_text(code)
+    query = "sql+sqlite:///shop.db?query=SELECT x, y FROM line WHERE x % 1 = 0"
+    for name, data in {"queried": query, "called": "line_data:rows"}.items():
+        loopline("train", name, data, "--target", "y", "--model", "linear", cwd=folder)
+        told = json.loads(loopline("predict", name, "x=1", "--json", cwd=folder).stdout)
+        assert told["prediction"] == pytest.approx(5.0)
+    for data, told in {
+        "sql+sqlite:///shop.db?query=SELECT nowhere FROM line": "no such column: nowhere",
+        "sqlite:///shop.db": "need a query",
+        "line_data:columns": "line_data:columns is not there",
+    }.items():
+        assert told in refusal("train", "none", data, "--target", "y", cwd=folder)
 
 
 def test_remote_training_sends_the_rows(server: Server, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from loopline.fields import Field, Output
 from loopline.model import adopt
 from loopline.natives import brings_features, grows_trees, picked, takes_missing, wants_frame
 from loopline.schema import Schema
+from tests.tables import plain_frame
 
 ROWS = 300
 
@@ -119,8 +120,8 @@ def test_unseen_and_missing_have_codes_of_their_own() -> None:
     field = Field(name="job", kind="category", nullable=True, categories=("a", "b"))
     schema = Schema(fields=(field,), output=Output(name="y", kind="number"))
     pipeline = features.pipeline(schema, RandomForestClassifier(2))
-    frame = schema.frame([("a",), ("b",), (None,)])
-    codes = pipeline[:-1].fit(frame).transform(schema.frame([("b",), ("zzz",), (None,)]))
+    frame = plain_frame(schema, [("a",), ("b",), (None,)])
+    codes = pipeline[:-1].fit(frame).transform(plain_frame(schema, [("b",), ("zzz",), (None,)]))
     assert codes.ravel().tolist() == [1.0, features.UNSEEN, 2.0]
 
 
@@ -131,8 +132,8 @@ def test_the_quick_way_is_the_same_way(estimator: Any, frame: pd.DataFrame) -> N
     rows = rows_of(schema, frame, "high")
     native = adopt(estimator).fit(schema, rows, frame["high"].tolist()).native
     rows = [*rows, (None, "astronaut", None, "never seen", "nobody")]
-    expected = native[:-1].transform(schema.frame(rows)).astype(np.float64)
-    assert np.array_equal(features.quick(native)(schema, rows), expected, equal_nan=True)
+    expected = native[:-1].transform(plain_frame(schema, rows)).astype(np.float64)
+    assert np.array_equal(features.quick(native, schema)(rows), expected, equal_nan=True)
 
 
 def test_indicators_are_capped() -> None:
@@ -140,7 +141,7 @@ def test_indicators_are_capped() -> None:
     field = Field(name="c", kind="category", categories=tuple(f"c{i}" for i in range(400)))
     schema = Schema(fields=(field,), output=Output(name="y", kind="number"))
     pipeline = features.pipeline(schema, LogisticRegression())
-    made = pipeline[:-1].fit_transform(schema.frame([(f"c{i}",) for i in range(400)]))
+    made = pipeline[:-1].fit_transform(plain_frame(schema, [(f"c{i}",) for i in range(400)]))
     assert made.shape == (400, features.MOST_COLUMNS_PER_FIELD)
 
 

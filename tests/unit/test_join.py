@@ -20,7 +20,7 @@ from loopline.facts import (
     example_event,
     outcome_event,
     outcomes_topic,
-    prediction_event,
+    prediction_events,
 )
 from loopline.join import Join, forget, merge, observe, summarise
 from loopline.policy import Every, write
@@ -58,7 +58,7 @@ class Bench:
     def predict(self, id: str, output: float = 1.0, at: float = NOW) -> None:
         """Log a prediction."""
         made = Prediction(id=id, model="m", version=1, output=output, at=at, row=(50.0, "x"))
-        self.log.offer([prediction_event(made)])
+        self.log.offer(prediction_events(made.model, [made]))
 
     def tell(self, id: str, value: Any, at: float | None = None, arrival: float = NOW + 1) -> str:
         """Append an outcome, join, and return what became of it."""

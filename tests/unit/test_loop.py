@@ -18,6 +18,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from loopline import Every, Loopline
 from loopline.access import Caller
+from loopline.asks import Answered, Ask
 from loopline.errors import (
     Forbidden,
     InvalidInput,
@@ -33,7 +34,6 @@ from loopline.errors import (
 )
 from loopline.loop import Loop
 from loopline.records import JobState
-from loopline.serving import Answered, Ask
 
 
 def line() -> pandas.DataFrame:

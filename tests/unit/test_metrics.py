@@ -4,11 +4,12 @@ import gc
 import math
 import re
 import threading
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from loopline.metrics import FAMILIES, Metrics, Snapshot, merge, render
+from loopline.metrics import FAMILIES, Metrics, Pool, Snapshot, merge, render
 
 SAMPLE = re.compile(
     r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\[\\n"])*",?)*)\})? ([0-9.e+-]+|\+Inf|-Inf|NaN)'
@@ -145,13 +146,53 @@ def test_threads_do_not_lose_counts() -> None:
     assert samples(metrics.render())["loopline_shed_total", 'model="iris",reason="queue"'] == 8000
 
 
-def test_gauges_can_be_set_and_forgotten() -> None:
-    """A gauge keeps its last value; clearing a family forgets its series."""
+SHED = ("loopline_shed_total", 'model="iris",reason="queue"')
+
+
+def published(folder: Path, pid: int, value: float) -> Metrics:
+    """A process of a pool that has counted something and published it."""
     metrics = Metrics()
-    metrics.put("loopline_model_info", 1.0, ("iris", "1"))
-    metrics.clear("loopline_model_info")
-    metrics.put("loopline_model_info", 1.0, ("iris", "2"))
-    found = samples(metrics.render())
-    assert [key for key in found if key[0] == "loopline_model_info"] == [
-        ("loopline_model_info", 'model="iris",version="2"')
-    ]
+    metrics.pool = Pool(folder, pid)
+    metrics.add("loopline_shed_total", value, ("iris", "queue"))
+    metrics.add("loopline_in_flight", value)
+    metrics.pool.publish(metrics)
+    return metrics
+
+
+def test_a_pool_sums_its_processes_and_keeps_what_ended_ones_had_counted(tmp_path: Path) -> None:
+    """Totals never fall; the gauges of a process end with it."""
+    (tmp_path / "7.json").write_text("left by an earlier server")
+    keeper_of_sums = Pool(tmp_path)
+    keeper_of_sums.clear()
+    one, two = published(tmp_path, 1, 3.0), published(tmp_path, 2, 4.0)
+    for metrics in (one, two):
+        found = samples(metrics.render())
+        assert found[SHED] == 7 and found["loopline_in_flight", ""] == 7
+        assert found["loopline_processes", ""] == 2
+    keeper_of_sums.retire(2)
+    published(tmp_path, 3, 5.0)
+    keeper_of_sums.retire(3)
+    keeper_of_sums.retire(99)
+    found = samples(one.render())
+    assert found[SHED] == 12 and found["loopline_in_flight", ""] == 3
+    assert found["loopline_processes", ""] == 1
+
+
+def test_a_pool_publishes_at_most_once_a_second(tmp_path: Path) -> None:
+    """A busy process does not write for every prediction."""
+    metrics = published(tmp_path, 1, 1.0)
+    pool = Pool(tmp_path, 1)
+    for moment, total in ((10.0, 2.0), (10.5, 3.0), (11.0, 4.0)):
+        metrics.add("loopline_shed_total", 1.0, ("iris", "queue"))
+        pool.publish(metrics, moment)
+        told = samples(render(merge(Pool(tmp_path).others())))
+        assert told[SHED] == (2.0 if moment < 11.0 else total)
+
+
+def test_a_pool_that_cannot_write_says_so_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a folder there are no sums, but there is still an answer."""
+    metrics = published(tmp_path / "missing", 1, 1.0)
+    assert "not published" in caplog.text
+    assert samples(metrics.render())[SHED] == 1

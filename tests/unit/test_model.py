@@ -16,6 +16,7 @@ import pytest
 import sklearn.linear_model
 import statsmodels.api as sm
 import statsmodels.formula.api as smf
+import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import compose, dummy, linear_model, multiclass, preprocessing, tree
@@ -33,7 +34,9 @@ from loopline.builtin import Formula, Linear, Polynomial
 from loopline.errors import InvalidInput, MissingExtra, ModelFailed, NotReady, WrongState
 from loopline.fields import Field, Output
 from loopline.model import Adopted, Model, adopt, estimator
+from loopline.natives import booster_of
 from loopline.schema import Schema
+from tests.tables import plain_array, plain_frame
 
 ROWS = 80
 NUMERIC = Schema(
@@ -57,6 +60,11 @@ def points() -> list[tuple[float, float]]:
 def labels_of(*labels: Any) -> list[Any]:
     """As many labels as there are points, in equal runs."""
     return [labels[i * len(labels) // ROWS] for i in range(ROWS)]
+
+
+def last_of(model: Adopted) -> Any:
+    """The estimator at the end of a model's pipeline."""
+    return model.native.steps[-1][1]
 
 
 class Recorder:
@@ -367,6 +375,41 @@ class TestHanding:
         row = ({"b": 1.0, "a": 7.0, "z": 0.0},)
         assert model.answer(Schema(open=True), [row]).outputs == pytest.approx([7.0])
 
+    @pytest.mark.parametrize("nulls", [False, True])
+    def test_frames_are_those_of_the_schema(self, nulls: bool) -> None:
+        """Columns, their order, their types and the index are what `Schema.frame` makes."""
+        kinds = ("number", "integer", "boolean", "text", "any", "integer")
+        fields = tuple(Field(name=f"f{i}", kind=k, nullable=True) for i, k in enumerate(kinds))
+        schema = Schema(fields=fields, output=NUMERIC.output)
+        rows: list[Any] = [(1.5, 2, True, "a", [1, 2], 3), (2, 3, False, "b", {"c": 1}, 4)]
+        rows += [(None,) * 6] * nulls
+        model = adopt(Recorder("frame")).fit(schema, rows, [0.0] * len(rows))
+        for some in (rows, rows[:1], rows[1:]):
+            model.answer(schema, some)
+            pd.testing.assert_frame_equal(model.native.seen_, plain_frame(schema, some))
+        some_fields = adopt(Recorder("frame")).fit(schema, rows, [0.0] * len(rows))
+        some_fields.columns = ("f3", "f0")
+        some_fields.answer(schema, rows)
+        pd.testing.assert_frame_equal(
+            some_fields.native.seen_, plain_frame(schema, rows)[["f3", "f0"]]
+        )
+
+    def test_arrays_are_those_of_the_schema(self) -> None:
+        """Nulls are NaN, truth is one, unused fields are left out, and the order is the model's."""
+        fields = (
+            Field(name="a", kind="number", nullable=True),
+            Field(name="b", kind="boolean"),
+            Field(name="c", kind="number", used=False),
+        )
+        schema = Schema(fields=fields, output=NUMERIC.output)
+        rows: list[Any] = [(1.0, True, 5.0), (None, False, None)]
+        model = adopt(Recorder("array")).fit(schema, rows, [0.0, 0.0])
+        for columns in (["a", "b"], ["b", "a"], ["b"]):
+            model.columns, model._way = tuple(columns), None
+            model.answer(schema, rows)
+            picked = plain_array(schema, rows)[:, [["a", "b"].index(name) for name in columns]]
+            assert np.array_equal(model.native.seen_, picked, equal_nan=True)
+
     def test_a_schema_without_the_models_columns(self) -> None:
         """A schema that lost a column the model was fitted on fails with its name."""
         model = adopt(LinearRegression()).fit(NUMERIC, points(), [0.0] * ROWS)
@@ -478,6 +521,88 @@ class TestAnswers:
             expected = wrapper.fit(X, given).predict(X).tolist()
             assert behind.answer(schema, points()).outputs == expected
 
+    @pytest.mark.parametrize("last", [LogisticRegression(), LinearSVC(), SGDClassifier(alpha=0.1)])
+    @pytest.mark.parametrize("labels", [("no", "yes"), ("a", "b", "c")])
+    def test_linear_models_answer_like_the_library(self, last: Any, labels: Any) -> None:
+        """What is answered is bit for bit what the pipeline says of the same batch."""
+        schema, native = classes(*labels), make_pipeline(StandardScaler(), last)
+        model = adopt(native).fit(schema, points(), labels_of(*labels))
+        for count in (1, 2, 33, ROWS):
+            X = np.array(points()[:count])
+            answers = model.answer(schema, points()[:count])
+            assert answers.outputs == model.native.predict(X).tolist()
+            if answers.probabilities is not None:
+                said = model.native.predict_proba(X)
+                assert answers.probabilities == list(map(tuple, said.tolist()))
+
+    def test_a_value_that_the_library_refuses(self) -> None:
+        """Infinity is refused in the library's own words, and the next row is answered."""
+        model = adopt(LinearRegression()).fit(NUMERIC, points(), [a for a, _ in points()])
+        with pytest.raises(ModelFailed, match="ValueError: Input X contains infinity"):
+            model.answer(NUMERIC, [(float("inf"), 1.0)])
+        assert model.answer(NUMERIC, [(3.0, 1.0)]).outputs == pytest.approx([3.0])
+
+    def test_what_was_learned_since_counts(self) -> None:
+        """The way to an answer is found anew after learning, and for another schema."""
+        schema = classes("no", "yes")
+        model = adopt(SGDClassifier(loss="log_loss", random_state=0))
+        for turn in range(4):
+            model.learn(schema, points(), labels_of("no", "yes")[:: 1 - turn % 2 * 2])
+            expected = model.native.predict_proba(np.array(points())).tolist()
+            for each in (schema, Schema(fields=schema.fields[::-1], output=schema.output)):
+                rows = points() if each is schema else [(b, a) for a, b in points()]
+                assert model.answer(each, rows).probabilities == list(map(tuple, expected))
+
+    def test_xgboost_answers_like_its_wrapper(self) -> None:
+        """The booster's answers are the estimator's, whatever it was fitted on, from one call."""
+        X = pd.DataFrame(points(), columns=["a", "b"])
+        for labels in (("no", "yes"), ("a", "b", "c"), None):
+            made = xgboost.XGBClassifier if labels else xgboost.XGBRegressor
+            schema = classes(*labels) if labels else NUMERIC
+            given = labels_of(*labels) if labels else [a for a, _ in points()]
+            model = adopt(made(n_estimators=5, n_jobs=1)).fit(schema, points(), given)
+            codes = [labels.index(each) for each in given] if labels else given
+            by_name = adopt(made(n_estimators=5, n_jobs=1).fit(X[["b", "a"]], codes))
+            for each in (model, by_name):
+                names = list(each.columns or ())
+                expected = each.native.predict(X[names] if each is by_name else X.to_numpy())
+                answers = each.answer(schema, points())
+                said = [labels[i] for i in expected] if labels and each is model else expected
+                assert answers.outputs == list(said)
+                if labels:
+                    chances = each.native.predict_proba(X[names] if each is by_name else X)
+                    assert np.array_equal(answers.probabilities, chances.astype(float))
+            bare = adopt(by_name.native.get_booster())
+            assert (bare.task, bare.columns) == (by_name.task, ("b", "a"))
+            assert bare.answer(schema, points()) == by_name.answer(schema, points())
+
+    def test_xgboost_that_needs_its_wrapper(self) -> None:
+        """A linear booster, classes for an answer and an early stop are the wrapper's to know."""
+        X, y = np.array(points()), np.array(labels_of(0, 1, 2))
+        linear = xgboost.XGBRegressor(n_estimators=3, booster="gblinear").fit(X, X[:, 0])
+        hard = xgboost.XGBClassifier(n_estimators=3, objective="multi:softmax").fit(X, y)
+        early = xgboost.XGBClassifier(n_estimators=40, early_stopping_rounds=1, learning_rate=0.9)
+        early.fit(X[::2], y[::2], eval_set=[(X[1::2], y[::-2])], verbose=False)
+        assert early.best_iteration < early.get_booster().num_boosted_rounds() - 1
+        for native in (linear, hard, early):
+            answers = adopt(native).answer(NUMERIC, points())
+            assert answers.outputs == native.predict(X).tolist()
+            if native is not linear:
+                assert np.array_equal(answers.probabilities, native.predict_proba(X).astype(float))
+
+    def test_a_booster_behind_a_scaler(self) -> None:
+        """The scaling in front of a booster is the library's, too."""
+        X, y = np.array(points()), [a * b for a, b in points()]
+        for last in (
+            lightgbm.LGBMRegressor(verbose=-1),
+            xgboost.XGBRegressor(n_estimators=4, n_jobs=1),
+        ):
+            model = adopt(make_pipeline(StandardScaler(), last)).fit(NUMERIC, points(), y)
+            scaled = model.native[:-1].transform(X)
+            assert (
+                model.answer(NUMERIC, points()).outputs == last_of(model).predict(scaled).tolist()
+            )
+
     def test_a_bare_booster(self) -> None:
         """A booster without its estimator answers with numbered classes, or with numbers."""
         X = np.array(points())
@@ -490,6 +615,18 @@ class TestAnswers:
             assert model.classes == (tuple(range(most)) if most else None)
             answers = model.answer(NUMERIC, points())
             assert {type(each) for each in answers.outputs} == {int if most else float}
+
+    def test_a_lightgbm_that_has_changed_inside(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A version that keeps its predictor elsewhere is asked in public, and answers the same."""
+        X = np.array(points())
+        native = lightgbm.LGBMRegressor(n_estimators=4, verbose=-1).fit(X, X[:, 0])
+        usual = booster_of(native)
+        with monkeypatch.context() as patch:
+            patch.delattr(lightgbm.basic, "_InnerPredictor")
+            careful = booster_of(native)
+        assert usual is not None and careful is not None
+        assert usual[1].func != careful[1].func == native.booster_.predict  # type: ignore[attr-defined]
+        assert usual[1](X).tolist() == careful[1](X).tolist() == native.predict(X).tolist()
 
     def test_an_own_objective_goes_through_the_estimator(self) -> None:
         """A booster with a custom objective knows no probabilities, so it is not asked for them."""

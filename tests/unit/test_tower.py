@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[2] / "src" / "loopline"
 
 # A name stands for a module or for a whole package; `*` is a package's remaining modules.
 TOWER = """
-    errors records contracts settings fields rows codecs inference schema facts child access
-    metrics hooks natives recipes features formulas builtin model artifacts scoring policy join
-    gate training registry tuning replay scripts serving readings loop worker keeper client
-    adapters.status adapters.lane adapters.* backends.* opening dashboard app supervisor demo
-    cli __main__ testing
+    errors records contracts settings fields rows codecs connectors inference schema facts child
+    access metrics hooks natives folding recipes features formulas builtin model artifacts scoring
+    policy join gate training registry tuning replay scripts asks serving readings loop worker
+    keeper client adapters.status adapters.lane adapters.* backends.* opening dashboard app
+    supervisor demo cli __main__ testing
 """.split()
 NEVER_SEEN = {"adapters": ("backends",), "backends": ("adapters", "serving", "loop")}
 # Adapters and backends that their siblings may import, and why. Modules whose names begin with

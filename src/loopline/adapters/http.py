@@ -35,7 +35,7 @@ from loopline.adapters.http_wire import (
     request_id,
 )
 from loopline.adapters.lane import HUNG_UP, Tally
-from loopline.errors import Forbidden
+from loopline.errors import Forbidden, Unreadable
 from loopline.loop import Loop
 
 Req = Request[Any, Any, Any]
@@ -116,6 +116,8 @@ def _on_error(request: Req, error: Exception) -> Response[bytes] | Stream:
         error = Refused("wrong-method", f"{path} takes {allow}, not {method}", allow=allow)
     elif isinstance(error, HTTPException) and error.status_code == 404:
         error = Refused("unknown-path", f"there is nothing at {path}; see /docs")
+    elif isinstance(error, HTTPException) and error.status_code == 400:
+        error = Unreadable(f"the request cannot be read: {error.detail}")
     return _response(problem(error, desk.instance, desk.loop.settings.debug))
 
 

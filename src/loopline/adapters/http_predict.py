@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from loopline import codecs
-from loopline.access import TRUSTED, Caller
+from loopline.access import TRUSTED
 from loopline.adapters.http_wire import (
     Answer,
     Desk,
@@ -27,11 +27,11 @@ from loopline.adapters.http_wire import (
     too_large,
 )
 from loopline.adapters.lane import Held, Request
-from loopline.errors import FieldError, InvalidInput, LooplineError, NotReady
+from loopline.asks import Answer as Said
+from loopline.asks import Answered, Ask
+from loopline.errors import InvalidInput, LooplineError, NotReady
 from loopline.loop import Loop
 from loopline.records import Prediction
-from loopline.serving import Answer as Said
-from loopline.serving import Answered, Ask
 
 PATIENCE = 3600.0
 VERSION = Query("version", "integer", 1, 2**31 - 1, description="A version's number.")
@@ -46,6 +46,8 @@ _MOST_PATHS = 1000
 _PLAIN = frozenset({b"application/json", b"application/json; charset=utf-8"})
 _ANY = frozenset({b"*/*", b"application/json"})
 
+_encode = msgspec.json.Encoder().encode
+
 Options = dict[str, Any]
 
 
@@ -53,8 +55,15 @@ async def predict(desk: Desk) -> Answer:
     """Predict one row or many; the header `Prediction-Id` or `ids` in the body name them."""
     model = desk.path["model"]
     _check_probabilities(desk.loop, model, desk.query)
-    ask = _ask(desk.loop, model, desk.query, desk.headers, desk.caller)
-    ask.kind = desk.kind()
+    ask = Ask(
+        model,
+        ids=_ids(desk.headers),
+        version=desk.query.get("version"),
+        alias=desk.query.get("alias"),
+        deadline=time.monotonic() + _limit(desk.loop, desk.query),
+        caller=desk.caller,
+        kind=desk.kind(),
+    )
     ask.body = await desk.body()
     try:
         answered = await desk.loop.serving.submit(ask)
@@ -64,17 +73,10 @@ async def predict(desk: Desk) -> Answer:
     return _render(answered, desk.query, _format(desk.headers, ask.kind))
 
 
-def _ask(loop: Loop, model: str, query: Options, headers: Headers, caller: Caller) -> Ask:
-    """What the head of a request asks for; its body is still to come."""
+def _ids(headers: Headers) -> list[str] | None:
+    """The id that the head of a request for one row gives it."""
     id = headers.get(b"prediction-id")
-    return Ask(
-        model,
-        ids=None if id is None else [id.decode("latin-1")],
-        version=query.get("version"),
-        alias=query.get("alias"),
-        deadline=time.monotonic() + _limit(loop, query),
-        caller=caller,
-    )
+    return None if id is None else [id.decode("latin-1")]
 
 
 def _limit(loop: Loop, query: Options) -> float:
@@ -87,8 +89,7 @@ def _check_probabilities(loop: Loop, model: str, query: Options) -> None:
     if not query.get("probabilities"):
         return
     if "predict_proba" not in loop.serving.service(model).record.capabilities:
-        detail = f"model {model!r} does not give probabilities"
-        raise InvalidInput(detail, fields=[FieldError("?probabilities", detail)])
+        raise InvalidInput.at(f"model {model!r} does not give probabilities", "?probabilities")
 
 
 async def _say_when(desk: Desk, model: str, error: NotReady) -> None:
@@ -115,11 +116,14 @@ def _render(answered: Answered, query: Options, kind: str) -> Answer:
     if query.get("probabilities"):
         names = [class_name(each) for each in answered.classes or ()]
     head = {"model": answered.model, "version": answered.version}
-    shown = [_show(each, answered.version, names) for each in answered.predictions]
-    if kind == codecs.NDJSON:
-        return Answer(codecs.write([head | each for each in shown], kind), 200, kind)
-    value = {**head, "predictions": shown} if answered.many else head | shown[0]
-    body = msgspec.json.encode(value) if kind == codecs.JSON else codecs.write(value, kind)
+    if answered.many or kind == codecs.NDJSON:
+        shown = [_show(each, answered.version, names) for each in answered.predictions]
+        if kind == codecs.NDJSON:
+            return Answer(codecs.write([head | each for each in shown], kind), 200, kind)
+        value = {**head, "predictions": shown}
+    else:
+        value = head | _show(answered.predictions[0], answered.version, names)
+    body = _encode(value) if kind == codecs.JSON else codecs.write(value, kind)
     return Answer(body, 200, kind)
 
 
@@ -157,7 +161,7 @@ class Express:
         """
         path, _, raw = url.partition(b"?")
         model = self._models.get(path) or self._model(path)
-        if model is None:
+        if model is None or b"#" in url:
             return None
         headers: Headers = dict(held)
         loop, kind = self.loop, headers.get(b"content-type")
@@ -173,17 +177,17 @@ class Express:
             return None
         try:
             query = read_query(raw, QUERIES)
-            _check_probabilities(loop, model, query)
         except LooplineError:
             return None
         return _Head(loop, model, query, headers)
 
     def _model(self, path: bytes) -> str | None:
-        """The model whose route a path is, found once and then remembered."""
-        if not path.startswith(b"/") or b"%" in path or b"#" in path:
+        """The model whose route a path is, found once and then remembered if it is served."""
+        if not path.startswith(b"/") or b"%" in path:
             return None
-        found = ROUTE.fullmatch(inside(path.decode("latin-1"), self.loop.settings.root_path))
-        if found is None:
+        prefix = self.loop.settings.root_path.rstrip("/")
+        found = ROUTE.fullmatch(inside(path.decode("latin-1"), prefix))
+        if found is None or not self.loop.serving.can_answer(found[1]):
             return None
         if len(self._models) >= _MOST_PATHS:
             self._models.clear()
@@ -193,7 +197,7 @@ class Express:
 class _Head:
     """The head of a request for predictions."""
 
-    __slots__ = ("headers", "loop", "model", "query", "token")
+    __slots__ = ("alias", "headers", "ids", "limit", "loop", "model", "query", "token", "version")
 
     def __init__(self, loop: Loop, model: str, query: Options, headers: Headers) -> None:
         self.loop = loop
@@ -201,13 +205,24 @@ class _Head:
         self.query = query
         self.headers = headers
         self.token = bearer(headers)
+        self.ids = _ids(headers)
+        self.limit = _limit(loop, query)
+        self.version: int | None = query.get("version")
+        self.alias: str | None = query.get("alias")
 
     def open(self) -> Request | None:
-        """Take a request, unless the store has to be asked who calls, or no champion is ready."""
-        caller = self.loop.access.recall(self.token)
-        if caller is None or not self.loop.serving.can_answer(self.model):
+        """Take a request, unless the application has to look closer at who asks and for what."""
+        loop = self.loop
+        caller = loop.access.recall(self.token)
+        if caller is None or not loop.serving.can_answer(self.model):
             return None
-        return _Predict(self, _ask(self.loop, self.model, self.query, self.headers, caller))
+        if self.query:
+            try:
+                _check_probabilities(loop, self.model, self.query)
+            except LooplineError:
+                return None
+        ask = Ask(self.model, None, False, self.ids, self.version, self.alias, None, caller)
+        return _Predict(self, ask)
 
 
 class _Predict(Request):
@@ -220,8 +235,12 @@ class _Predict(Request):
         self.head = head
         self.ask = ask
 
+    def start(self) -> None:
+        self.ask.deadline = time.monotonic() + self.head.limit
+        super().start()
+
     def complete(self) -> None:
-        self.ask.body = bytes(self.body)
+        self.ask.body, self.body = bytes(self.body), b""
         try:
             self.head.loop.serving.enqueue(self)
         except LooplineError as error:
@@ -240,4 +259,5 @@ class _Predict(Request):
         except Exception as error:  # the same way as any route's
             answer = problem(error, request_id(head.headers), head.loop.settings.debug)
         assert isinstance(answer.body, bytes)
+        self.ask.body = None
         self.reply(answer.status, answer.media_type, answer.body, answer.headers)

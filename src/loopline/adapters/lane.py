@@ -129,7 +129,6 @@ class Request:
     def start(self) -> None:
         """All earlier requests of the connection are answered."""
         self.started = True
-        self.lane.current = self
         self.go_on()
 
     def go_on(self) -> None:
@@ -192,9 +191,12 @@ class Lane(HttpToolsProtocol):
         self.farewell = farewell
         self.last = False
         self._heard = 0.0
+        self._begun = False
+        self._advancing = False
+        self._answered = False
         self._url, self._held = b"", [(b"", b"")]
         self._head: Head | None = None
-        self.current: Request | None = None
+        self.current: Request | RequestResponseCycle | None = None
         self._default: Any = None
         self._openings: dict[int, bytes] = {}
 
@@ -224,26 +226,55 @@ class Lane(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._heard = self.loop.time()
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        self._answered = True
+        if not self.pipeline:
+            self.flow.resume_reading()
+        elif not self._advancing:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Start the next request in line, and more where one is answered on the spot."""
+        self._advancing = True
+        try:
+            while self._answered and self.pipeline:
+                self._answered = False
+                cycle, app = self.pipeline.pop()
+                if not self.pipeline:
+                    # Its body may not be there yet. While others wait, nothing more is read.
+                    self.flow.resume_reading()
+                self._start_asgi_task(cycle, app)
+        finally:
+            self._advancing = False
 
     def look(self, now: float) -> None:
         """Close the connection if it is the client's turn, and has been for too long."""
         cycle = self.cycle
         between = cycle is not None and cycle.response_complete
-        if (between and not self.pipeline) or cycle is None or cycle.more_body:
-            limit = self.timeout_keep_alive if between else PATIENCE
-            if now - self._heard > limit and not self.transport.is_closing():
-                self.transport.close()
+        if self.flow.read_paused or not (between or cycle is None or cycle.more_body):
+            return
+        limit = self.timeout_keep_alive if between and not self._begun else PATIENCE
+        if now - self._heard > limit and not self.transport.is_closing():
+            self.transport.close()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that has sent its last request may still read the answer."""
+        """A client that has sent its last request may still read the lane's answer.
+
+        To the application it is gone, as it always is with Uvicorn.
+        """
         cycle: Any = self.cycle
         if isinstance(cycle, Request) and not (cycle.gone or cycle.more_body):
             cycle.keep_alive = False
             return True
+        for each in self._unanswered():
+            if isinstance(each, RequestResponseCycle):
+                each.disconnected = True
+                each.message_event.set()
         return False
+
+    def _unanswered(self) -> list[Any]:
+        every = [self.current, self.cycle, *(cycle for cycle, _ in self.pipeline)]
+        found = {id(each): each for each in every if each is not None}
+        return [each for each in found.values() if not each.response_complete]
 
     def shutdown(self) -> None:
         cycle = self.cycle
@@ -253,9 +284,8 @@ class Lane(HttpToolsProtocol):
             super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        waiting = [self.current, self.cycle, *(cycle for cycle, _ in self.pipeline)]
-        for request in {id(each): each for each in waiting}.values():
-            if isinstance(request, Request) and not request.gone:
+        for request in self._unanswered():
+            if isinstance(request, Request) and not request.disconnected:
                 request.disconnected = True
                 self.tally.in_flight -= 1
                 self.tally.statuses[HUNG_UP] += 1
@@ -267,14 +297,17 @@ class Lane(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+        self._begun = True
 
     def on_headers_complete(self) -> None:
         parser = self.parser
+        self._begun = False
         request: Request | None = None
         plain = not (self.expect_100_continue or parser.should_upgrade())
         if plain and parser.get_method() == b"POST":
             if self.url != self._url or self.headers != self._held:
-                self._url, self._held = self.url, self.headers
+                # A copy: what follows a chunked body comes into the same list.
+                self._url, self._held = self.url, self.headers[:]
                 self._head = self.admit(self.url, self.headers)
             request = self._head.open() if self._head is not None else None
         if request is None:
@@ -287,7 +320,7 @@ class Lane(HttpToolsProtocol):
         before: Any = self.cycle
         self.cycle = request  # type: ignore[assignment]
         if before is None or before.response_complete:
-            request.start()
+            self._start_asgi_task(request, self.app)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((request, self.app))  # type: ignore[arg-type]
@@ -318,10 +351,10 @@ class Lane(HttpToolsProtocol):
             request.go_on()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle | Request, app: Any) -> None:
+        self.current = cycle
         if isinstance(cycle, Request):
             cycle.start()
         else:
-            self.current = None
             super()._start_asgi_task(cycle, app)
 
 
@@ -383,7 +416,8 @@ class Server:
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._sock]))
         while not self._server.started and not serving.done():
             await asyncio.sleep(0.005)
-        started()
+        if not serving.done():
+            started()
         while not serving.done():
             await asyncio.wait([serving], timeout=LOOK)
             for connection in list(self._server.server_state.connections):

@@ -25,6 +25,7 @@ import msgspec
 
 from loopline.backends.handover_client import LogClient
 from loopline.backends.handover_wire import (
+    NOBODY,
     PROTOCOL,
     Address,
     Frames,
@@ -49,11 +50,14 @@ CADENCE = 0.002
 """Seconds between two looks at the sockets while only offers come."""
 READ = 2 * 2**20
 """Bytes taken from one client at a look; as much from all of them ends the gathering."""
-HELD = 16 * 2**20
-"""Bytes of offers the writer keeps while the disk is full; past that it stops reading."""
+HELD = 4 * 2**20
+"""Bytes of events the writer keeps while the disk is full; past that it stops reading."""
+LEISURE = 0.02
+"""Seconds within which a client that only offers hears what is committed: each answer wakes it."""
 
 _LONGEST_PATH = 100
-_RETRY = 0.1
+_PIECE = 256 * 1024
+_RETRY = (0.1, 1.0)
 _FAREWELL = 5.0
 
 
@@ -74,7 +78,7 @@ class _Peer:
         got = 0
         while got < most and not self.ended:
             try:
-                data = self.sock.recv(262_144)
+                data = self.sock.recv(_PIECE)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
@@ -82,6 +86,8 @@ class _Peer:
             self.ended = not data
             self.frames.feed(data)
             got += len(data)
+            if len(data) < _PIECE:
+                break
         return got
 
     def answer(self) -> None:
@@ -123,7 +129,9 @@ class LogInlet:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._peers: list[_Peer] = []
         self._held: list[_Part] = []
-        self._again = 0.0
+        self._again = self._pause = self._answered = 0.0
+        self._asked = False
+        self._owed: set[_Peer] = set()
         self._selector = selectors.DefaultSelector()
         self._listener, self.address = self._listen(address)
         self._listener.setblocking(False)
@@ -157,37 +165,36 @@ class LogInlet:
 
     def pump(self, timeout: float) -> int:
         if not self._wait(timeout):
-            return self._retry()
+            for peer in self._peers:
+                peer.flush()
+            self._answer(set())
+            return self._commit([])
         parts: list[_Part] = []
         began = time.monotonic()
+        self._asked = False
         taken = self._take(parts)
-        while self._only_offers(parts) and taken < READ and time.monotonic() - began < HOLD:
+        while not self._asked and taken < READ and time.monotonic() - began < HOLD:
             time.sleep(CADENCE)
             taken += self._take(parts)
-        if not self._only_offers(parts):
+        if self._asked:
             # Whoever reports an outcome may have had the prediction from another client.
             self._take(parts, offers_only=True)
         return self._commit(parts)
 
-    @staticmethod
-    def _only_offers(parts: list[_Part]) -> bool:
-        return all(part.kind == Kind.OFFER for part in parts)
-
     def _wait(self, timeout: float) -> bool:
         """Wait for something to read; accept new clients."""
-        full = self._is_full()
+        full = sum(part.work.size for part in self._held) > HELD
         if not full and any(peer.frames.peek() for peer in self._peers):
             return True
-        ready = self._selector.select(min(timeout, _RETRY) if self._held else timeout)
+        if self._held or self._owed:
+            timeout = min(timeout, LEISURE if self._owed else _RETRY[0])
+        ready = self._selector.select(timeout)
         for key, _ in ready:
             if key.fileobj is self._listener:
                 self._accept()
         if full:
             time.sleep(CADENCE)
         return bool(ready) and not full
-
-    def _is_full(self) -> bool:
-        return sum(part.work.size for part in self._held) > HELD
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -219,15 +226,16 @@ class LogInlet:
 
     def _read(self, peer: _Peer, offers_only: bool) -> Iterator[_Part]:
         while head := peer.frames.peek():
-            _, number, kind = head
+            length, number, kind = head
             if offers_only and kind != Kind.OFFER:
                 return
-            body = peer.frames.take()
+            body = peer.frames.take(length)
             if kind == Kind.HELLO:
                 self._greet(peer, body)
             elif not peer.welcome:
                 raise Garbage("no greeting")
             else:
+                self._asked |= kind != Kind.OFFER
                 yield _Part(peer, number, kind, _work(kind, body))
 
     def _greet(self, peer: _Peer, body: bytes) -> None:
@@ -237,44 +245,51 @@ class LogInlet:
         peer.welcome = True
         peer.answer()
 
-    def _retry(self) -> int:
-        for peer in self._peers:
-            peer.flush()
-        if self._held and time.monotonic() >= self._again:
-            return self._commit([])
-        return 0
-
     def _commit(self, parts: list[_Part]) -> int:
-        parts, self._held = self._held + parts, []
-        if not parts:
+        self._held += parts
+        if not self._held or time.monotonic() < self._again:
             return 0
+        parts, self._held = self._held, []
         try:
             inserted = self._log.together([part.work for part in parts])
         except Unavailable as error:
             self._refuse(parts, error)
             return 0
+        if self._pause:
+            logger.warning("events are committed again")
+            self._pause = 0.0
+            self._owed.update(self._peers)
         for part in parts:
             part.peer.committed = max(part.peer.committed, part.number)
             if part.work.error is not None or part.work.result is not None:
                 part.peer.results.append(_result(part))
-        self._answer(parts)
+        self._owed.update(part.peer for part in parts)
+        self._answer({part.peer for part in parts if part.kind != Kind.OFFER})
         return inserted
 
     def _refuse(self, parts: list[_Part], error: LooplineError) -> None:
-        """Tell those who wait that it failed; keep the offers for the next time."""
-        if time.monotonic() >= self._again:
-            logger.warning("nothing could be committed: %s", error)
-        self._again = time.monotonic() + _RETRY
+        """Tell everybody that it failed, and why; keep the offers for the next time."""
+        if not self._pause:
+            logger.warning("nothing can be committed: %s", error)
+        self._pause = min(2 * self._pause, _RETRY[1]) or _RETRY[0]
+        self._again = time.monotonic() + self._pause
         self._held = [part for part in parts if part.kind == Kind.OFFER]
-        requests = [part for part in parts if part.kind != Kind.OFFER]
-        for part in requests:
-            part.work.error = error
-            part.peer.results.append(_result(part))
-        self._answer(requests)
-
-    def _answer(self, parts: list[_Part]) -> None:
-        for peer in {id(part.peer): part.peer for part in parts}.values():
+        for part in parts:
+            if part.kind != Kind.OFFER:
+                part.work.error = error
+                part.peer.results.append(_result(part))
+        for peer in self._peers:
+            peer.results.append(Result(NOBODY, error.code, error.detail))
             peer.answer()
+
+    def _answer(self, asked: set[_Peer]) -> None:
+        """Answer those who asked, and now and then those who only offered."""
+        now = time.monotonic()
+        if now - self._answered >= LEISURE:
+            asked, self._answered = asked | self._owed, now
+        for peer in asked:
+            peer.answer()
+        self._owed -= asked
 
     def close(self) -> None:
         if self._listener.fileno() < 0:
@@ -286,6 +301,7 @@ class LogInlet:
                 os.unlink(self.address)
         if self._folder is not None:
             self._folder.cleanup()
+        self._again = 0.0
         deadline = time.monotonic() + _FAREWELL
         parts: list[_Part] = []
         while (self._take(parts) or parts) and time.monotonic() < deadline:
@@ -293,6 +309,7 @@ class LogInlet:
             parts = []
         self._commit([])
         for peer in list(self._peers):
+            peer.answer()
             self._drop(peer)
         self._selector.close()
 
@@ -301,9 +318,9 @@ def _work(kind: int, body: bytes) -> Work:
     """What a frame asks the log to do."""
     if kind in (Kind.OFFER, Kind.APPEND):
         rows = read_rows(body)
-        if not math.isfinite(sum(row[1] for some in rows.values() for row in some)):
+        if not all(math.isfinite(sum([row[1] for row in some])) for some in rows.values()):
             raise Garbage("an event without a time")
-        return Work(rows)
+        return Work(rows, size=len(body))
     if kind == Kind.COMMIT:
         asked = read_commit(body)
         return Work(

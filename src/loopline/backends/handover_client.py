@@ -19,6 +19,7 @@ import msgspec
 from loopline.backends.handover_wire import (
     HEAD,
     MAX_FRAME,
+    NOBODY,
     PROTOCOL,
     Address,
     Frames,
@@ -39,10 +40,12 @@ logger = logging.getLogger("loopline.log")
 _BACK_OFF = (0.01, 0.1)
 _LEAST = 0.25
 _ANSWER = 5.0
+_TROUBLED = 1.5
 _FAREWELL = 5.0
 _ERRORS: dict[str, type[LooplineError]] = {
     kind.code: kind for kind in (InvalidInput, Unavailable, WrongState)
 }
+_Told = list[tuple[Future[Any], Result]]
 
 
 class _Sent(msgspec.Struct):
@@ -87,6 +90,7 @@ class LogClient(LogFile):
         self._here = False
         self._heard = 0.0
         self._away_since = 0.0
+        self._trouble = ""
         self._thread: threading.Thread | None = None
         self._closing = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
@@ -128,6 +132,8 @@ class LogClient(LogFile):
             until = max(began, self._heard) + _ANSWER
             if not self._here:
                 until = min(until, max(self._away_since + self._patience, began + _LEAST))
+            elif self._trouble:
+                until = min(until, began + _TROUBLED)
             if now >= until:
                 self._give_up(number, future)
             try:
@@ -139,8 +145,11 @@ class LogClient(LogFile):
         """Fail a request that nobody has answered, and do not send it again."""
         with self._lock:
             sent = self._pending.pop(number, None)
+            # Of a frame that has begun to go out, the writer needs the rest.
+            data = sent.data if sent is not None else b""
+            self._rest = deque(v for v in self._rest if v.obj is not data or len(v) < len(data))
         if sent is not None:
-            sentence = "The log's writer is away; try again shortly."
+            sentence = self._trouble or "The log's writer is away; try again shortly."
             future.set_exception(Unavailable(sentence, retry_after=1.0))
 
     def _send(self, kind: Kind, body: bytes, future: Future[Any] | None) -> int:
@@ -259,7 +268,7 @@ class LogClient(LogFile):
                 while not self._over():
                     self._turn(sock, selector)
         with self._lock:
-            answered, self._here, self._sock = self._here, False, None
+            answered, self._here, self._sock, self._trouble = self._here, False, None, ""
             if answered:
                 self._away_since = time.monotonic()
         sock.close()
@@ -283,17 +292,18 @@ class LogClient(LogFile):
                     raise ConnectionResetError
                 self._frames.feed(data)
         while head := self._frames.peek():
-            self._settle(head[1], read_results(self._frames.take()))
+            self._settle(head[1], read_results(self._frames.take(head[0])))
 
     def _settle(self, committed: int, results: list[Result]) -> None:
         """Let go of what is committed or refused, and tell those who wait."""
-        told: list[tuple[Future[Any], Result]] = []
+        told: _Told = []
         with self._lock:
             self._here, self._heard = True, time.monotonic()
+            self._trouble = next((each.detail for each in results if each.number == NOBODY), "")
             for result in results:
-                self._let_go(result.number, result, told)
+                self._let_go(result.number, told, result)
             while self._pending and (number := next(iter(self._pending))) <= committed:
-                self._let_go(number, Result(number), told)
+                self._let_go(number, told)
             if not self._pending:
                 self._drained.notify_all()
         for future, result in told:
@@ -302,14 +312,14 @@ class LogClient(LogFile):
             else:
                 future.set_exception(_ERRORS.get(result.code, Unavailable)(result.detail))
 
-    def _let_go(self, number: int, result: Result, told: list[tuple[Future[Any], Result]]) -> None:
+    def _let_go(self, number: int, told: _Told, result: Result | None = None) -> None:
         sent = self._pending.pop(number, None)
         if sent is None:
             return
         if sent.future is None:
             self._offered -= len(sent.data)
         else:
-            told.append((sent.future, result))
+            told.append((sent.future, result or Result(number)))
 
     def close(self) -> None:
         with self._lock:

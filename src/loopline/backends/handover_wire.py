@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
@@ -40,6 +41,10 @@ class Positions(msgspec.Struct, array_like=True):
     outputs: Rows
 
 
+NOBODY = 0
+"""The number of a result that is for everyone who waits: nothing can be committed."""
+
+
 class Result(msgspec.Struct, array_like=True):
     """What became of the request with that number: a value, or an error by its code."""
 
@@ -54,7 +59,10 @@ class Garbage(Exception):
 
 
 encode = msgspec.msgpack.Encoder().encode
-read_rows = msgspec.msgpack.Decoder(Rows).decode
+# SQLite's driver looks for an adapter of every `bytes` it is given, and that costs as much as the
+# insertion itself; a `bytearray` it takes as it is.
+_Taken = dict[str, list[tuple[str, float, bytearray]]]
+read_rows: Callable[[bytes], Any] = msgspec.msgpack.Decoder(_Taken).decode
 read_commit = msgspec.msgpack.Decoder(Positions).decode
 read_results = msgspec.msgpack.Decoder(list[Result]).decode
 
@@ -80,16 +88,16 @@ class Frames:
 
     def peek(self) -> tuple[int, int, int] | None:
         """The head (length, number, kind) of the next frame, if all of it is there."""
-        if len(self._buffer) - self._start < HEAD.size:
+        there = len(self._buffer) - self._start - HEAD.size
+        if there < 0:
             return None
         head = HEAD.unpack_from(self._buffer, self._start)
         if head[0] > MAX_FRAME or head[2] > Kind.ANSWER:
             raise Garbage(f"a frame of kind {head[2]} and {head[0]} bytes")
-        return head if len(self._buffer) - self._start >= HEAD.size + head[0] else None
+        return head if there >= head[0] else None
 
-    def take(self) -> bytes:
-        """The body of the frame that `peek` has found."""
-        length = HEAD.unpack_from(self._buffer, self._start)[0]
+    def take(self, length: int) -> bytes:
+        """The body of the frame that `peek` has found, which is so long."""
         start = self._start + HEAD.size
         self._start = start + length
         return bytes(self._buffer[start : self._start])

@@ -14,7 +14,7 @@ import msgspec
 
 from loopline.contracts import Batch
 from loopline.errors import InvalidInput, WrongState
-from loopline.records import Cursor, Event, Job
+from loopline.records import Cursor, Event
 
 PARTITIONS = 3
 Positions = dict[str, list[int]]
@@ -281,16 +281,3 @@ class MemoryDoorbell:
         """Return at the first ring after the one numbered `seen`, or when the time is up."""
         with self._condition:
             self._condition.wait_for(lambda: self._rings != seen, timeout)
-
-
-class PullDeliverer:
-    """The default deliverer: it offers nothing, because workers ask for their jobs."""
-
-    def offer(self, job: Job) -> None:
-        pass
-
-    def withdraw(self, id: str) -> None:
-        pass
-
-    def healthy(self) -> bool:
-        return True

@@ -240,10 +240,9 @@ class MemoryStore:
 
     def trim_receipts(self, before: float) -> int:
         with self._lock:
-            old = [key for key, (_, at) in self._receipts.items() if at < before]
-            for key in old:
-                del self._receipts[key]
-            return len(old)
+            kept = {key: said for key, said in self._receipts.items() if said[1] >= before}
+            gone, self._receipts = len(self._receipts) - len(kept), kept
+            return gone
 
     def examples(
         self,
@@ -275,13 +274,10 @@ class MemoryStore:
         wanted = set(ids)
         with self._lock:
             shelf = self._shelf(model)
-            outcomes = [id for id in shelf.outcomes if id in wanted]
-            examples = [seq for seq, example in shelf.examples.items() if example.id in wanted]
-            for id in outcomes:
-                del shelf.outcomes[id]
-            for seq in examples:
-                del shelf.examples[seq]
-            return len(outcomes) + len(examples)
+            before = len(shelf.outcomes) + len(shelf.examples)
+            shelf.outcomes = {id: s for id, s in shelf.outcomes.items() if id not in wanted}
+            shelf.examples = {k: e for k, e in shelf.examples.items() if e.id not in wanted}
+            return before - len(shelf.outcomes) - len(shelf.examples)
 
     def epochs(self, model: str) -> list[Epoch]:
         with self._lock:

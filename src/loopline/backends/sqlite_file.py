@@ -82,13 +82,18 @@ def rows_of(events: Sequence[Event]) -> Rows:
         InvalidInput: a text is not valid Unicode, or a time is not a number.
     """
     rows: Rows = {}
+    topic, total = None, 0.0
     for event in events:
-        rows.setdefault(event.topic, []).append((event.key, event.at, event.value))
+        if event.topic != topic:
+            topic = event.topic
+            add = rows.setdefault(topic, []).append
+        add((event.key, event.at, event.value))
+        total += event.at
     try:
-        "".join([*rows, *(event.key for event in events)]).encode()
+        "".join([*rows, *[event.key for event in events]]).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(f"a key cannot be kept in the log: {error}") from error
-    if not math.isfinite(sum(event.at for event in events)):
+    if not math.isfinite(total):
         raise InvalidInput("an event needs a finite time")
     return rows
 

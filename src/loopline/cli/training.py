@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from loopline import connectors
 from loopline.cli.console import Console
 from loopline.client import Client
-from loopline.codecs import read_table
 from loopline.errors import InvalidInput, LooplineError, WrongState
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BOOSTING = "sklearn.ensemble.HistGradientBoosting"
 
 
 def check_table(data: str) -> None:
-    """See that there is a file, before anything is made."""
-    if not Path(data).expanduser().is_file():
+    """See that there is such a file or function, before anything is made."""
+    source = connectors.source(data)
+    if isinstance(source, Path) and not source.is_file():
         raise InvalidInput(f"there is no file {data}")
 
 
@@ -25,29 +29,34 @@ def definition(
     """A model's definition as in a table of `loopline.toml`.
 
     Args:
-        data: the path of a table.
+        data: a path, or text for a query or a function, as in `connectors.source`.
         options: of the command.
         params: of the estimator.
-        beside: whether whoever reads the definition finds the same file under the same path.
+        beside: whether whoever reads the definition finds the same file under the same path. All
+            else is read here, with the rights and the environment of whoever gives the command.
     """
-    path = Path(data).expanduser().resolve()
+    source = connectors.source(data)
     table = {name: options[name] for name in ("target", "task", "description", "log", "formula")}
     table |= {"estimator": options["estimator"], "model": options["built_in"]}
-    if not any(table[way] for way in ("estimator", "model", "formula")):
-        table["estimator"] = _default(path, options["target"], options["task"])
+    open_ended = not any(table[way] for way in ("estimator", "model", "formula"))
+    if isinstance(source, Path) and beside:
+        table["data"] = str(source.resolve())
+    frame = connectors.read(source) if open_ended or "data" not in table else None
+    if frame is not None and open_ended:
+        table["estimator"] = _default(frame, options["target"], options["task"])
+    if frame is not None and "data" not in table:
+        table["data"] = frame.to_dict("records")
     if options["retrain_every"]:
         table["retrain"] = {"outcomes": options["retrain_every"], "mode": options["mode"]}
         table["retrain"] = {k: v for k, v in table["retrain"].items() if v is not None}
-    table["data"] = str(path) if beside else read_table(path).to_dict("records")
     table["parameters"] = params
     return {name: value for name, value in table.items() if value is not None}
 
 
-def _default(path: Path, target: str, task: str | None) -> str:
+def _default(frame: pd.DataFrame, target: str, task: str | None) -> str:
     """Gradient boosting, of the kind that the target asks for."""
     from loopline.schema import Schema
 
-    frame = read_table(path)
     if task is None and target in frame.columns:
         output = Schema.infer(frame, target).output
         task = "regression" if output and output.kind in ("number", "integer") else None

@@ -157,7 +157,8 @@ def _pairs(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 def train(session: Session, model: str, data: str | None, **options: Any) -> None:
     """Train a model: a new one on DATA, or one that is there on everything known now.
 
-    Without --estimator, --formula and --model it is gradient boosting.
+    DATA is a file, `sql+URL?query=SELECT …`, or a function as `module:function`. Without
+    --estimator, --formula and --model it is gradient boosting.
     """
     from loopline.cli import training
 

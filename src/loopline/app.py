@@ -75,8 +75,7 @@ class Loopline:
         Args:
             name: matches `[a-z][a-z0-9_]*`.
             model: an estimator, fitted or not; an object or class with `predict`; a function.
-            data: a file (CSV, Parquet, JSON Lines), a DataFrame, a `Query`, or a function that
-                returns one of these; read at registration, see `connectors.source` for text.
+            data: a file, a DataFrame, a `Query` or a function; see `connectors.read`.
             target: the column of the data to predict.
             schema: a typed record that declares the input where there are no data.
             retrain: when to retrain and what a candidate must show.

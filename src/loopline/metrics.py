@@ -194,11 +194,6 @@ class Metrics:
         if self._collected not in gc.callbacks:
             gc.callbacks.append(self._collected)
 
-    def unwatch_collector(self) -> None:
-        """Stop measuring garbage collections."""
-        if self._collected in gc.callbacks:
-            gc.callbacks.remove(self._collected)
-
     def _collected(self, phase: str, info: Mapping[str, Any]) -> None:
         if phase == "start":
             self._pause_began = time.perf_counter()
@@ -268,11 +263,13 @@ class Pool:
     def retire(self, pid: int) -> None:
         """Keep what a process that has ended had counted, so that no total ever falls."""
         path = self._folder / f"{pid}.json"
-        last = _read(path)
-        if last is not None:
+        if (last := _read(path)) is not None:
             counted = {name: last[name] for name in last if FAMILIES[name].kind != "gauge"}
-            self._write(merge([_read(self._own) or {}, counted]))
-            path.unlink()
+            try:
+                self._write(merge([_read(self._own) or {}, counted]))
+                path.unlink()
+            except OSError as error:  # its own file is summed as before
+                logger.warning("the metrics of process %d stay as they are: %s", pid, error)
 
     def _write(self, snapshot: Snapshot) -> None:
         fresh = self._own.with_suffix(".new")

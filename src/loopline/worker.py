@@ -142,13 +142,9 @@ class Worker:
 
     def _say_hello(self, job: str | None) -> None:
         """Show what this worker does; only for people, so it may fail while the store is away."""
+        host, pid, tags = socket.gethostname(), os.getpid(), self._tags
         record = WorkerRecord(
-            id=self.name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            tags=self._tags,
-            started=self._started,
-            job=job,
+            id=self.name, host=host, pid=pid, tags=tags, started=self._started, job=job
         )
         with suppress(Unavailable):
             self._store.put_worker(record)

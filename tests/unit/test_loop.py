@@ -380,3 +380,30 @@ def test_a_swap_in_the_middle_fails_nobody(tmp_path: Path) -> None:
     assert {version for version, _ in seen} == {1, 2}
     assert truth[2] - truth[1] > 10
     assert all(output == truth[version] for version, output in seen)
+
+
+def test_a_model_that_works_in_threads_of_its_own_leaves_the_event_loop(loop: Loop) -> None:
+    """Its caller only waits, but the event loop would have to wait as well."""
+    loaded = loop.serving.loaded("line")
+    native, adopted = loaded.adopted, loaded.adopted.answer
+
+    def slow(schema: Any, rows: Any) -> Any:
+        def burn() -> None:
+            began = time.thread_time()
+            while time.thread_time() - began < 0.03:
+                pass
+
+        worker = threading.Thread(target=burn)
+        worker.start()
+        worker.join()
+        return adopted(schema, rows)
+
+    seconds = loaded.seconds
+    native.answer = slow  # type: ignore[method-assign]
+    try:
+        for _ in range(3):
+            loaded.call([(1.0,)])
+        assert not loaded.inline
+    finally:
+        native.answer = adopted  # type: ignore[method-assign]
+        loaded.seconds = seconds

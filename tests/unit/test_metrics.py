@@ -125,7 +125,7 @@ def test_the_longest_collection_is_measured() -> None:
     try:
         gc.collect()
     finally:
-        metrics.unwatch_collector()
+        gc.callbacks.remove(metrics._collected)
     assert metrics._collected not in gc.callbacks
     assert samples(metrics.render())["loopline_gc_longest_pause_seconds", ""] > 0
 
@@ -176,6 +176,17 @@ def test_a_pool_sums_its_processes_and_keeps_what_ended_ones_had_counted(tmp_pat
     found = samples(one.render())
     assert found[SHED] == 12 and found["loopline_in_flight", ""] == 3
     assert found["loopline_processes", ""] == 1
+
+
+def test_what_cannot_be_merged_stays_where_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without room for the merged file, nothing is lost and nobody stumbles."""
+    published(tmp_path, 1, 3.0)
+    (tmp_path / "0.new").mkdir()  # where the merged numbers would be written
+    Pool(tmp_path).retire(1)
+    assert "stay as they are" in caplog.text
+    assert samples(render(merge(Pool(tmp_path).others())))[SHED] == 3
 
 
 def test_a_pool_publishes_at_most_once_a_second(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3.14 pytho
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-long check lint format bench bench-peers docs wheel clean
+.PHONY: help run test test-long clients check lint format bench bench-peers docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ test: lint check ## set everything up, lint, and run every test but the long one
 
 test-long: $(VENV)/.test ## the kills, soaks and second brokers
 	$(PY) -m pytest -m long
+
+clients: $(VENV)/.test ## install other people's clients, which some tests drive, into .clients
+	$(PY) -m tests.clients
 
 check: $(VENV)/.test
 	$(PY) -m pytest -m "not long"

@@ -7,13 +7,17 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loopline.contracts import BlobStore, Doorbell, EventLog, Inlet, Store
 from loopline.errors import InvalidInput, Unavailable
 from loopline.settings import Settings, data_path
+
+if TYPE_CHECKING:
+    from loopline.adapters.lane import Listener
+    from loopline.loop import Loop
 
 SERVER_FILE = "server.json"
 SERVER_FILE_SIZE = 4096
@@ -139,6 +143,25 @@ def open_served(settings: Settings) -> Parts:
 
     client = LogClient(_sqlite_path(log), address, max_buffer=settings.max_buffer)
     return Parts(open_store(store), client, open_blobs(blobs), _doorbell(store, log))
+
+
+def open_listeners(loop: Loop, slot: int) -> list[Listener]:
+    """The other protocols' servers of a replica; an endpoint that takes one has the first's.
+
+    Raises:
+        InvalidInput: an address cannot be understood, or may not be open without keys.
+        MissingExtra: the protocol's library is not installed.
+    """
+    found: list[Listener] = []
+    if loop.settings.grpc:
+        from loopline.adapters import grpc
+
+        found.append(grpc.create(loop))
+    if loop.settings.zerorpc and slot == 0:
+        from loopline.adapters import zerorpc_models
+
+        found.append(zerorpc_models.create(loop))
+    return found
 
 
 def read_server_file(root: Path) -> ServerFile | None:

@@ -24,6 +24,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     blobs: str = ""  # URL of the blob store; default: a folder in the data directory
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc: str = ""  # HOST:PORT of the gRPC services; "" for none
+    zerorpc: str = ""  # endpoint of the ZeroRPC service, tcp://HOST:PORT; "" for none
+    zerorpc_keys: str = ""  # folder of CURVE keys: the server's, and those of its clients
     processes: int = 1
     workers: int = 1
     lane: bool = True  # answer plain predictions in front of the ASGI application

@@ -30,7 +30,14 @@ import msgspec
 
 from loopline.errors import InvalidInput, LooplineError, Unavailable
 from loopline.metrics import Pool
-from loopline.opening import ServerFile, locked, open_keeper, open_served, write_server_file
+from loopline.opening import (
+    ServerFile,
+    locked,
+    open_keeper,
+    open_listeners,
+    open_served,
+    write_server_file,
+)
 from loopline.settings import Settings, data_path
 
 logger = logging.getLogger("loopline.supervisor")
@@ -440,11 +447,7 @@ def _run_replica(order: Order, parent: _Parent) -> None:
     loop, registry = build(order.settings, parts)
     watch: Callable[[], None] = lambda: None  # noqa: E731
     if order.register:
-        try:
-            watch = _register(order, registry)
-        except LooplineError as error:
-            _say(order, error.detail)
-            raise SystemExit(1) from None
+        watch = _register(order, registry)
     loop.serving.refresh(force=True)
     troubles = [service.trouble for service in loop.serving.services() if service.trouble]
     if order.successor and troubles:
@@ -502,8 +505,9 @@ def _serve_http(order: Order, loop: Any, parent: _Parent) -> None:
     assert order.socket is not None
     settings, door = order.settings, create(loop)
     sock = socket.socket(fileno=order.socket)
-    lane = (door.admit, door.tally) if settings.lane else ()
-    server = Server(door, sock, settings.drain, settings.root_path, *lane)
+    admit, tally = (door.admit, door.tally) if settings.lane else (None, None)
+    beside = open_listeners(loop, order.slot)
+    server = Server(door, sock, settings.drain, settings.root_path, admit, tally, beside)
 
     def started() -> None:
         running = asyncio.get_running_loop()
@@ -512,8 +516,10 @@ def _serve_http(order: Order, loop: Any, parent: _Parent) -> None:
         parent.watch(server.leave)
         _say(order, "ready")
 
-    server.run(started)
-    door.close()
+    try:
+        server.run(started)
+    finally:
+        door.close()
 
 
 def main() -> None:
@@ -525,7 +531,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format=shape)
     logging.getLogger("loopline").setLevel(level)
     run = {"keeper": _run_keeper, "worker": _run_worker, "replica": _run_replica}[order.role]
-    run(order, _Parent())
+    try:
+        run(order, _Parent())
+    except LooplineError as error:
+        if order.role != "replica" or order.ready is None:
+            raise
+        _say(order, error.detail)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,14 @@ from http import HTTPStatus
 import pytest
 
 from loopline import errors
-from loopline.adapters.status import HTTP, HTTP_ONLY, http_retry_after, http_status
+from loopline.adapters.status import (
+    GRPC,
+    HTTP,
+    HTTP_ONLY,
+    WEBSOCKET,
+    http_retry_after,
+    http_status,
+)
 from loopline.errors import CODES, LooplineError
 
 KINDS = [
@@ -17,7 +24,8 @@ KINDS = [
 
 def test_the_table_has_every_code_and_no_other() -> None:
     """Each error code has an HTTP status, and HTTP's own codes are not taken from the tree."""
-    assert set(HTTP) == set(CODES)
+    assert set(HTTP) == set(GRPC) == set(CODES)
+    assert set(WEBSOCKET) < set(CODES)
     assert not set(HTTP) & set(HTTP_ONLY)
 
 

@@ -25,7 +25,7 @@ NEVER_SEEN = {"adapters": ("backends",), "backends": ("adapters", "serving", "lo
 SHARED = {
     "adapters.status": "the one table from error code to each protocol's status",
     "adapters.lane": "the fast lane that HTTP adapters hang their routes on",
-    "adapters.openapi": "the service's description, served by more than one adapter",
+    "adapters.inference": "the tensors of the Open Inference Protocol, over HTTP and gRPC",
     "backends.encoding": "how records become columns and log rows, whoever writes them",
     "backends.tables": "the tables that the store and its migrations speak about",
     "backends.database": "the connections that the log and the store open alike",

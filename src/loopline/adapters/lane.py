@@ -13,7 +13,7 @@ import contextlib
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -366,6 +366,20 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Listener(Protocol):
+    """Another protocol's server, on the event loop of the HTTP server."""
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            Unavailable: the address is in use.
+        """
+
+    async def stop(self, grace: float) -> None:
+        """Take nothing new, give what was begun `grace` seconds to finish, and let go."""
+
+
 class Server:
     """A server of one process, over a socket that somebody else listens on.
 
@@ -375,6 +389,7 @@ class Server:
         drain: seconds that a stopping server may take to finish what it began.
         root_path: the path prefix behind a reverse proxy.
         admit, tally: what the lane takes, and where it counts; None for no lane.
+        beside: what else listens as long as this server runs.
     """
 
     def __init__(
@@ -385,8 +400,12 @@ class Server:
         root_path: str = "",
         admit: Admit | None = None,
         tally: Tally | None = None,
+        beside: Sequence[Listener] = (),
     ) -> None:
         self._sock = sock
+        self._drain = drain
+        self._beside = beside
+        self._leaving = asyncio.Event()
         self._farewell = Farewell()
         lane = partial(Lane, admit or (lambda url, held: None), tally or Tally(), self._farewell)
         config = uvicorn.Config(
@@ -413,17 +432,25 @@ class Server:
 
     async def _main(self, started: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
+        for listener in self._beside:
+            await listener.start()
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._sock]))
         while not self._server.started and not serving.done():
             await asyncio.sleep(0.005)
         if not serving.done():
             started()
+        parting = asyncio.ensure_future(self._part())
         while not serving.done():
             await asyncio.wait([serving], timeout=LOOK)
             for connection in list(self._server.server_state.connections):
                 if isinstance(connection, Lane):
                     connection.look(self._loop.time())
-        await serving
+        self._leaving.set()
+        await asyncio.gather(serving, parting)
+
+    async def _part(self) -> None:
+        await self._leaving.wait()
+        await asyncio.gather(*(listener.stop(self._drain) for listener in self._beside))
 
     def leave(self, kindly: bool = False) -> None:
         """Stop taking connections, finish what was begun, and return from `run`.
@@ -439,3 +466,4 @@ class Server:
     def _leave(self, kindly: bool) -> None:
         self._farewell.kind = kindly
         self._server.should_exit = True
+        self._leaving.set()

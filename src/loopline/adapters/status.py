@@ -32,6 +32,36 @@ HTTP_ONLY: dict[str, int] = {
 }
 """Refusals that exist on HTTP alone, because no verb was reached."""
 
+GRPC: dict[str, str] = {
+    "invalid-input": "INVALID_ARGUMENT",
+    "unreadable": "INVALID_ARGUMENT",
+    "unknown-model": "NOT_FOUND",
+    "unknown-version": "NOT_FOUND",
+    "unknown-prediction": "NOT_FOUND",
+    "unknown-job": "NOT_FOUND",
+    "not-ready": "UNAVAILABLE",
+    "wrong-state": "FAILED_PRECONDITION",
+    "too-large": "RESOURCE_EXHAUSTED",
+    "overloaded": "RESOURCE_EXHAUSTED",
+    "timeout": "DEADLINE_EXCEEDED",
+    "unauthorized": "UNAUTHENTICATED",
+    "forbidden": "PERMISSION_DENIED",
+    "model-failed": "INTERNAL",
+    "unavailable": "UNAVAILABLE",
+}
+"""The names of gRPC's status codes."""
+
+WEBSOCKET: dict[str, int] = {
+    "unreadable": 1007,
+    "unknown-model": 1008,
+    "unauthorized": 1008,
+    "forbidden": 1008,
+    "too-large": 1009,
+    "overloaded": 1013,
+    "unavailable": 1013,
+}
+"""The close codes (RFC 6455) of what ends a connection; all else answers its message."""
+
 
 def http_status(error: LooplineError) -> int:
     """The HTTP status of an error.

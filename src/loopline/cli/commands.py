@@ -71,7 +71,10 @@ def command(name: str, *options: Command, group: click.Group = cli) -> Callable[
     return declare
 
 
-_SETTINGS = ("host", "port", "processes", "workers", "token_required", "insecure", "trust")
+_SETTINGS = (
+    *("host", "port", "grpc", "zerorpc", "zerorpc_keys"),
+    *("processes", "workers", "token_required", "insecure", "trust"),
+)
 MODEL = click.argument("model", metavar="NAME")
 ROWS = click.argument("rows", nargs=-1)
 VERSION = click.option("--version", type=click.IntRange(1), help="A version; the champion's.")
@@ -112,6 +115,9 @@ def sentence(error: LooplineError) -> str:
     click.argument("targets", nargs=-1, metavar="[APP.PY[:NAME] | [NAME=]MODEL.FILE]..."),
     click.option("--host", help="Address to listen on; 127.0.0.1 otherwise."),
     click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 8000."),
+    click.option("--grpc", metavar="HOST:PORT", help="Offer the gRPC services there."),
+    click.option("--zerorpc", metavar="ENDPOINT", help="Offer ZeroRPC at tcp://HOST:PORT."),
+    click.option("--zerorpc-keys", metavar="FOLDER", help="Its CURVE keys; else only loopback."),
     click.option("--processes", type=click.IntRange(1), help="Replicas that share the port; 1."),
     click.option("--workers", type=click.IntRange(0), help="Worker processes; 1."),
     click.option("--token-required", is_flag=True, default=None, help="Refuse who has no token."),

@@ -52,6 +52,8 @@ _TRUSTED = re.compile(
     | collections\.(OrderedDict|defaultdict|Counter)""",
     re.VERBOSE,
 )
+_seen: set[str] = set()
+"""Trusted types of earlier files: one that holds no others is audited once, while it is loaded."""
 _by_value = threading.Lock()
 _state = {"ours": False}
 
@@ -215,10 +217,15 @@ def _canonical(payload: bytes) -> bytes:
 
 def _from_skops(payload: bytes, trust: bool = False) -> Any:
     skops_io = _skops_io()
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    with suppress(UntrustedTypesFoundException):
+        return skops_io.loads(payload, trusted=[*_seen])
     types = skops_io.get_untrusted_types(data=payload)
     refused = [name for name in types if not _TRUSTED.fullmatch(name)]
     if refused and not trust:
         raise InvalidInput(f"the file holds types that are not trusted: {', '.join(refused)}")
+    _seen.update(set(types) - set(refused))
     return skops_io.loads(payload, trusted=types)
 
 

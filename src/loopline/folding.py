@@ -171,14 +171,15 @@ def encoder(made: Any) -> Call | None:
 
 
 def _form(native: Any) -> Any:
-    """What decides which arithmetic a model does: all but the numbers in its arrays."""
+    """What decides which arithmetic a model does: all but the numbers in it."""
     if isinstance(native, np.ndarray):
         return native.dtype.str, native.shape, native.strides
-    if home_of(native).startswith("sklearn."):
-        return type(native), tuple((name, _form(each)) for name, each in vars(native).items())
+    if isinstance(native, float | np.number) or type(native) is int:
+        return type(native)
     if isinstance(native, list | tuple):
         return tuple(map(_form, native))
-    return repr(native)
+    known = vars(native).items() if hasattr(native, "get_params") else ()
+    return (type(native), *((name, _form(each)) for name, each in known)) if known else repr(native)
 
 
 def _same(short: Call, slow: Call, X: Array) -> bool:

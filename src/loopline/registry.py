@@ -320,7 +320,7 @@ def _schema(definition: Definition, adopted: Adopted, frame: pandas.DataFrame | 
         used = adopted.fields(schema)
         return replace(schema, fields=tuple(replace(f, used=f.name in used) for f in schema.fields))
     if definition.schema is not None:
-        return declare(definition.schema)
+        return declare(definition.schema, definition.target)
     return adopted.schema or Schema(fields=(), output=None, columns=(), open=True)
 
 

@@ -78,6 +78,13 @@ _NOT_OFFERED = {
     "classification": "is not offered; ask for the output `probabilities`",
 }
 
+_MEMBERS = (
+    ("name", str, "text"),
+    ("datatype", str, "text"),
+    ("shape", list, "an array"),
+    ("data", list, "an array"),
+)
+
 Json = dict[str, Any]
 
 
@@ -93,25 +100,28 @@ class Tensor(NamedTuple):
     data: list[Any]
 
 
-def from_json(told: Mapping[str, Any], pointer: str = "") -> Tensor:
-    """Read a tensor whose `data` is a flat or a nested list.
+def from_json(told: Any, pointer: str = "", raw: bytes | None = None) -> Tensor:
+    """Read a tensor that JSON describes.
 
     Args:
-        told: an object with `name`, `datatype`, `shape` and `data`.
+        told: an object with `name`, `datatype`, `shape`, and `data` as a flat or a nested list.
         pointer: where it stands in the caller's document, for instance `/inputs/0`.
+        raw: its bytes, where they came instead of `data`.
 
     Raises:
         InvalidInput: it is not one.
     """
-    for key, kind in (("name", str), ("datatype", str), ("shape", list), ("data", list)):
-        if not isinstance(told.get(key), kind):
-            noun = "text" if kind is str else "an array"
-            raise InvalidInput.at(f"an input needs {key!r}, {noun}", f"{pointer}/{key}")
-    name, shape, data = told["name"], told["shape"], told["data"]
+    for key, kind, noun in _MEMBERS if raw is None else _MEMBERS[:3]:
+        if type(told) is not dict or type(told.get(key)) is not kind:
+            raise InvalidInput.at(f"an input has {key!r}, which is {noun}", f"{pointer}/{key}")
+    name, datatype, shape = told["name"], told["datatype"], told["shape"]
+    if raw is not None:
+        return from_raw(name, datatype, shape, raw, pointer)
+    data = told["data"]
     if list in map(type, data):
         _count(name, shape, pointer)
         data = _flat(name, shape, data, pointer)
-    return from_values(name, told["datatype"], shape, data, pointer)
+    return from_values(name, datatype, shape, data, pointer)
 
 
 def from_values(
@@ -343,7 +353,7 @@ def seconds(parameters: Mapping[str, Any] | None) -> float | None:
     if type(given) is not int or given < 0:
         told = "the timeout is a whole number of microseconds"
         raise InvalidInput.at(told, "/parameters/timeout")
-    return given / 1e6 or None
+    return min(given / 1e6, 3600.0) or None
 
 
 def check_parameters(parameters: Mapping[str, Any] | None, pointer: str) -> None:

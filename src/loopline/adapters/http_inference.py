@@ -96,7 +96,10 @@ def read(ask: Ask, loop: Loop, body: bytes, length: bytes | None = None) -> Wish
     schema = champion.schema if champion else msgspec.convert(record.schema, Schema)
     told, binary = _split(body, length)
     parameters = _parameters(told, "")
-    ask.value, ask.ids = inference.rows(schema, list(_tensors(told, binary)), parameters)
+    named = binary or inference.ID in parameters
+    ask.value = None if named else inference.plain_row(schema, told.get("inputs"))
+    if ask.value is None:
+        ask.value, ask.ids = inference.rows(schema, list(_tensors(told, binary)), parameters)
     limit = inference.seconds(parameters)
     if limit is not None:
         ask.deadline = time.monotonic() + limit
@@ -108,7 +111,7 @@ def read(ask: Ask, loop: Loop, body: bytes, length: bytes | None = None) -> Wish
     return Wish(schema, id or None, outputs, raw)
 
 
-def _split(body: bytes, length: bytes | None) -> tuple[Json, memoryview]:
+def _split(body: bytes, length: bytes | None) -> tuple[Json, bytes]:
     """The object at the beginning of a body, and the bytes behind it."""
     size = len(body)
     if length is not None:
@@ -116,10 +119,10 @@ def _split(body: bytes, length: bytes | None) -> tuple[Json, memoryview]:
             told = "Inference-Header-Content-Length is not the number of the body's bytes of JSON"
             raise Unreadable(told)
         size = int(length)
-    told = codecs.read(body[:size] if size < len(body) else body)[0]
-    if type(told) is not dict:
+    found = codecs.read_json(body[:size] if size < len(body) else body)
+    if type(found) is not dict:
         raise InvalidInput.at("a request is an object with `inputs`", "")
-    return told, memoryview(body)[size:]
+    return found, body[size:]
 
 
 def _parameters(told: Json, pointer: str) -> Json:
@@ -139,8 +142,9 @@ def _objects(told: Json, key: str) -> list[tuple[str, Json]]:
     return [(f"/{key}/{index}", each) for index, each in enumerate(found)]
 
 
-def _tensors(told: Json, binary: memoryview) -> Iterator[Tensor]:
+def _tensors(told: Json, body: bytes) -> Iterator[Tensor]:
     """The tensors of a request; those with a size take their bytes off, in order."""
+    binary = memoryview(body)
     for pointer, each in _objects(told, "inputs"):
         raw = None
         if "parameters" in each:

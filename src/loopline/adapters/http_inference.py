@@ -256,7 +256,7 @@ class InferHead(PredictHead):
     """The head of such a request: of JSON alone, and not much of it."""
 
     __slots__ = ()
-    route = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[0-9]{1,9}))?/infer")
+    route = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]{1,9}))?/infer")
     queries = INFER_QUERIES
     waiting = _Infer
     refusal = staticmethod(refused)

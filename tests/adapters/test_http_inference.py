@@ -27,7 +27,7 @@ from loopline.loop import Loop
 from loopline.registry import Definition
 from tests.adapters.sockets import PING, Served, post, served, until
 from tests.adapters.speaking import FEATURES, SETOSA, VIRGINICA, Http, running, sales, speaking
-from tests.adapters.test_lane_fuzz import SIDE, TIMES, Servers, Writer, compare, places_of
+from tests.adapters.test_lane_fuzz import TIMES, Servers, Writer, compare, places_of
 
 INFER = "/v2/models/iris/infer"
 LENGTH = "inference-header-content-length"
@@ -168,7 +168,7 @@ def test_a_wrong_method_is_told_in_the_protocols_way(http: Http) -> None:
     """With the methods that there are."""
     answer = http.get(INFER)
     error(answer, 405, "wrong-method")
-    assert answer.headers["allow"] == "POST"
+    assert "POST" in answer.headers["allow"]
 
 
 def test_the_repository_lists_its_models(http: Http) -> None:
@@ -837,7 +837,6 @@ def test_the_lane_answers_as_the_application_does(servers: Servers, seed: str) -
     """Byte for byte, whatever is sent, and however it is cut up on its way."""
     chance = random.Random(seed)
     writer = TensorWriter(chance, servers.token, servers.loop.access.required)
-    assert SIDE
     for _ in range(250 * TIMES):
         sent = b"".join(writer.write() for _ in range(chance.choice([1, 1, 1, 4]))) + PING
         compare(servers.lane, servers.plain, sent, places_of(chance, sent))

@@ -95,7 +95,7 @@ def error(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     told: dict[str, Any] = answer.json()
-    assert told["error"] == told["detail"]
+    assert told["error"] == f"{code}: {told['detail']}"
     assert (told["code"], told["status"]) == (code, status)
     assert "Traceback" not in answer.text
     return told
@@ -486,7 +486,7 @@ def test_a_wrong_value_is_told_as_everywhere(http: Http) -> None:
     plain = http.post("/v1/models/iris/predict", {**SETOSA, "petal_width": "abc"}).json()
     wrong = {**SETOSA, "petal_width": "abc"}
     told = error(http.post(INFER, {"inputs": fields(wrong)}), 422, "invalid-input")
-    assert (told["error"], told["errors"]) == (plain["detail"], plain["errors"])
+    assert (told["detail"], told["errors"]) == (plain["detail"], plain["errors"])
     told = error(
         http.post(INFER, {"inputs": fields(wrong, kinds={"petal_width": "FP64"})}),
         422,

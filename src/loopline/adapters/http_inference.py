@@ -65,13 +65,14 @@ class Wish(NamedTuple):
 
 
 def refused(error: Exception, instance: str, debug: bool = False) -> Answer:
-    """Turn any exception into an error of this protocol; see `problem`."""
+    """Turn any exception into an error of this protocol; see `problem`.
+
+    Clients show nothing but the text, so it begins with the stable code.
+    """
     told = problem(error, instance, debug)
-    assert isinstance(told.body, bytes)
-    members = msgspec.json.decode(told.body)
-    return Answer(
-        _encode({"error": members["detail"], **members}), told.status, headers=told.headers
-    )
+    members = msgspec.json.decode(told.body)  # type: ignore[arg-type]
+    text = f"{members['code']}: {members['detail']}"
+    return Answer(_encode({"error": text, **members}), told.status, headers=told.headers)
 
 
 # A request's way in.

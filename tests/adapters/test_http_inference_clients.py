@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from loopline.testing.adapter import Refusal, Said
+from tests.adapters.drivers.inference_http import InferenceHttp
 from tests.adapters.sockets import Line, post, until
 from tests.adapters.speaking import FEATURES, SETOSA, VIRGINICA
 from tests.clients.bridges import Bridge, Told, bridge
@@ -340,3 +342,24 @@ def test_the_server_goes_on(server: Server, triton: Bridge) -> None:
         assert triton("is_server_live") is True
     text = server.log()
     assert "Traceback" not in text, text
+
+
+def test_the_conformance_driver_speaks_for_triton(server: Server) -> None:
+    """It gives answers and refusals as every protocol's driver does."""
+    driver = InferenceHttp(server.url, "not-needed")
+    try:
+        one, two = driver.predict("iris", [SETOSA, VIRGINICA], ids=["d-1", "d-2"], version=1)
+        assert (one, two) == (Said("d-1", "setosa", 1), Said("d-2", "virginica", 1))
+        (said,) = driver.predict("people", RICH, timeout=20.0)
+        assert said.prediction == "yes"
+        told = driver.describe("people")
+        assert (told["version"], told["inputs"]) == (1, ["age", "job", "member"])
+        with pytest.raises(Refusal) as refused:
+            driver.predict("iris", {**SETOSA, "petal_width": "abc"})
+        assert refused.value.code == "invalid-input"
+        assert refused.value.detail == "/petal_width: 'abc' is not a float"
+        with pytest.raises(Refusal) as refused:
+            driver.predict("nope", SETOSA)
+        assert refused.value.code == "unknown-model"
+    finally:
+        driver.close()

@@ -66,7 +66,9 @@ def values(datatype: str) -> st.SearchStrategy[Any]:
     if datatype == "BOOL":
         return st.booleans()
     if datatype in ("FP32", "FP64"):
-        return st.floats(width=32 if datatype == "FP32" else 64, allow_nan=False)
+        return st.floats(
+            width=32 if datatype == "FP32" else 64, allow_nan=False, allow_infinity=False
+        )
     if datatype in ("FP16", "BF16"):
         return st.integers(-256, 256).map(float)
     bits = int(datatype.lstrip("UINT"))

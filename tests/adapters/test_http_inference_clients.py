@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from loopline.testing.adapter import Refusal, Said
 from tests.adapters.drivers.inference_http import InferenceHttp
 from tests.adapters.sockets import Line, post, until
 from tests.adapters.speaking import FEATURES, SETOSA, VIRGINICA
+from tests.clients import python
 from tests.clients.bridges import Bridge, Told, bridge
 from tests.servers import Server
 
@@ -50,6 +54,7 @@ app.add("people", model, data=people, target="rich")
 app.add("slow", slow)
 """
 RICH = {"age": 55.0, "job": "Köchin", "member": False}
+ROOT = Path(__file__).parents[2]
 POOR = {"age": 25.0, "job": "cook", "member": True}
 HOWS = ["sync", "aio"]
 
@@ -66,7 +71,7 @@ def server(
     server = Server(folder, free_ports(1)[0], "app.py")
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=":")
+            patch.setenv("PYTHONPATH", str(ROOT), prepend=":")
             patch.setenv("LOOPLINE_MAX_BODY", str(2**20))
             server.start("/v2/health/ready")
         yield server
@@ -296,6 +301,23 @@ def test_kserve_is_told_what_is_wrong(kserve: Bridge) -> None:
     with pytest.raises(Told) as told:
         kserve("infer", model="nope", inputs=fields(SETOSA, binary=False))
     assert told.value.status == "404" and "unknown-model" in told.value.text
+
+
+# The documentation.
+
+
+@pytest.mark.parametrize(("number", "client"), [(0, "triton"), (1, "kserve"), (2, "curl")])
+def test_what_the_documentation_says_works(server: Server, number: int, client: str) -> None:
+    """Its examples, as they stand there."""
+    text = (ROOT / "docs/how-to/call-it-with-v2-clients.md").read_text("utf-8")
+    example = re.findall(r"```(?:python|bash)\n(.*?)```", text, re.DOTALL)[number]
+    example = example.replace("localhost:8000", server.url.removeprefix("http://"))
+    if client == "curl" and shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    command = ["sh"] if client == "curl" else [str(python(client)), "-"]
+    ran = subprocess.run(command, input=example, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert "setosa" in ran.stdout and "prediction_id" in ran.stdout + example
 
 
 # What is no client.

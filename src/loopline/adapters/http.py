@@ -16,8 +16,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
 from loopline.access import TRUSTED, Caller
+from loopline.adapters import http_inference as inference
 from loopline.adapters.http_openapi import Route
-from loopline.adapters.http_predict import QUERIES, ROUTE, Express, predict
+from loopline.adapters.http_predict import Express, PredictHead, predict
 from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
 from loopline.adapters.http_wire import (
     Answer,
@@ -41,8 +42,11 @@ from loopline.loop import Loop
 Req = Request[Any, Any, Any]
 
 DESK = "loopline.desk"
-OPEN = frozenset({"/livez", "/readyz", "/ping", *FILES})
+HEALTH = ("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")
+OPEN = frozenset({*HEALTH, *FILES})
 """Paths that need no token: health, and a page that holds nothing but a form for the token."""
+QUICK = ((PredictHead, predict), (inference.InferHead, inference.infer))
+"""What is answered in front of the router."""
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -118,7 +122,13 @@ def _on_error(request: Req, error: Exception) -> Response[bytes] | Stream:
         error = Refused("unknown-path", f"there is nothing at {path}; see /docs")
     elif isinstance(error, HTTPException) and error.status_code == 400:
         error = Unreadable(f"the request cannot be read: {error.detail}")
-    return _response(problem(error, desk.instance, desk.loop.settings.debug))
+    return _response(_refusal(path, error, desk))
+
+
+def _refusal(path: str, error: Exception, desk: Desk) -> Answer:
+    """An exception in the words of the protocol that has this path."""
+    spell = inference.refused if inference.PATH.fullmatch(path) else problem
+    return spell(error, desk.instance, desk.loop.settings.debug)
 
 
 class Door:
@@ -134,7 +144,7 @@ class Door:
 
     def __init__(self, loop: Loop, router: Litestar, quick: bool = True) -> None:
         self.tally = Tally()
-        self.admit = Express(loop).admit
+        self.admit = Express(loop, *(head for head, _ in QUICK)).admit
         self._loop = loop
         self._router = router
         self._quick = quick
@@ -176,16 +186,18 @@ class Door:
                 desk.caller = await self._identify(headers)
             if method in CHANGING and not self._loop.access.required:
                 _check_origin(headers)
-            found = ROUTE.fullmatch(path) if method == "POST" and self._quick else None
-            if found is not None:
-                desk.path = {"model": found[1]}
-                desk.query = read_query(scope["query_string"], QUERIES)
-                await _respond(send, await predict(desk))
-                return
+            for head, answer in QUICK if method == "POST" and self._quick else ():
+                found = head.route.fullmatch(path)
+                if found is not None:
+                    parts = found.groupdict()
+                    desk.path = {name: _part(name, text) for name, text in parts.items() if text}
+                    desk.query = read_query(scope["query_string"], head.queries)
+                    await _respond(send, await answer(desk))
+                    return
         except Gone:
             return
         except Exception as error:
-            await _respond(send, problem(error, desk.instance, self._loop.settings.debug))
+            await _respond(send, _refusal(path, error, desk))
             return
         within = {**scope, "path": path, "root_path": "", DESK: desk}
         await self._router(within, receive, send)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from importlib import resources
 import msgspec
 
 from loopline import codecs
+from loopline.adapters import http_inference as inference
 from loopline.adapters import http_verbs as verbs
 from loopline.adapters.http_openapi import (
     FLAG,
@@ -203,6 +204,7 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", "/ping", verbs.ping, TEXT, media_type="text/plain"),
     _route("GET", "/metrics", verbs.metrics, TEXT, media_type="text/plain"),
     _route("GET", "/openapi.json", describe_api, OBJECT),
+    *inference.ROUTES,
 )
 HIDDEN = tuple(_route("GET", path, docs, None) for path in FILES)
 """Routes that the documentation does not list: the page that shows it."""

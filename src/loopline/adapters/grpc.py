@@ -234,11 +234,13 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     async def _watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
         told = None
-        while told is None or not self._leaving:
-            state = self._state(request.service)
+        while True:
+            state, leaving = self._state(request.service), self._leaving
             if state != told:
                 told = state
                 yield _State(status=state)
+            if leaving:
+                return
             await asyncio.sleep(LOOK)
 
     async def _reflect(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -116,19 +116,25 @@ def _camel(model: str) -> str:
     return re.sub("(?:^|_)([a-z])", lambda found: found[1].upper(), model)
 
 
-def _identifiers(names: Iterable[str]) -> Iterator[str]:
+def _identifiers(names: Sequence[str]) -> Iterator[str]:
     """The names as Protocol Buffers can have them, different even without case and underscores."""
     taken: set[str] = set()
+    known = frozenset(names)
     for name in names:
         plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
         word = re.sub(r"\W+", "_", plain).strip("_") or "field"
         base = word = word if word[0].isalpha() else f"field_{word}"
         count = 1
-        while (key := word.replace("_", "").lower()) in taken:
+        # A field may not be called like another's column, nor may what stands for its presence.
+        while _bare(word) in taken or f"_{word}" in known or (word != name and word in known):
             count += 1
             word = f"{base}_{count}"
-        taken.add(key)
+        taken.add(_bare(word))
         yield word
+
+
+def _bare(word: str) -> str:
+    return word.replace("_", "").lower()
 
 
 # Descriptors.
@@ -179,8 +185,10 @@ def _add_message(file: File, name: str, members: Iterable[_Member], oneof: str =
         message.oneof_decl.add(name=oneof)
     for kind, label, text, number, json in members:
         field = message.field.add(name=text, number=number, label=_Proto.LABEL_OPTIONAL)
-        if json and _can_be_json_name(json):
-            field.json_name = json
+        if json:
+            # These names are the only ones that JSON could not have.
+            usable = "\0" not in json and not (json.startswith("[") and json.endswith("]"))
+            field.json_name = json if usable else text
         if label == "{}":
             entry = message.nested_type.add(name=f"{_words(text)}Entry")
             entry.options.map_entry = True
@@ -211,10 +219,6 @@ def _full(file: File, kind: str) -> str:
 
 def _words(name: str) -> str:
     return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
-
-
-def _can_be_json_name(name: str) -> bool:
-    return "\0" not in name and not (name.startswith("[") and name.endswith("]"))
 
 
 def add_service(file: File, name: str, methods: Mapping[str, str]) -> None:

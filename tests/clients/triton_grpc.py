@@ -53,7 +53,11 @@ class Bridge:
     def start(self, headers=None):
         """Begin a stream."""
         answers = self.answers = queue.Queue()
-        self.client.start_stream(lambda *answer: answers.put(answer), headers=headers)
+
+        def hear(result, error):
+            answers.put((result, error))
+
+        self.client.start_stream(hear, headers=headers)
         return {}
 
     def send(self, **options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,9 +87,9 @@ class InferenceGrpc(Driver):
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(30)
+        with self._process, contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+            self._process.wait(30)
 
 
 def tensors(rows: Sequence[Row], ids: Sequence[str] | None) -> list[Any]:

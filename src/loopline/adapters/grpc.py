@@ -11,12 +11,13 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn
 
 from loopline.adapters import grpc_inference, grpc_messages, grpc_service
-from loopline.adapters.grpc_call import Call, Method
+from loopline.adapters.grpc_call import Call, Method, NoSuchMethod
 from loopline.adapters.status import GRPC
 from loopline.errors import (
     InvalidInput,
@@ -41,6 +42,8 @@ logger = logging.getLogger("loopline.grpc")
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 MOST_CALLS = 10_000
 """Calls under way; the next one is refused at once."""
+MOST_PATHS = 1_000
+"""Methods whose handlers are kept."""
 LOOK = 0.2
 """Seconds between two looks at the health that somebody watches."""
 _HEALTH = "grpc.health.v1.Health"
@@ -85,6 +88,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._inference = grpc_inference.Inference()
         self._contracts = grpc_service.Contracts(loop)
         self._readers: set[asyncio.Task[None]] = set()
+        self._handlers: dict[str, Handler] = {}
         self._leaving = False
         self._server: Any = None
 
@@ -123,10 +127,16 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     def service(self, handler_call_details: Any) -> Handler:
         """The handler of a call, by the name of its method."""
-        service, _, name = handler_call_details.method[1:].rpartition("/")
-        if service == grpc_inference.SERVICE:
-            method = self._inference.methods.get(name)
-            return self._handler(method) if method else None
+        path = handler_call_details.method
+        handler = self._handlers.get(path)
+        if handler is None:
+            service, _, name = path[1:].rpartition("/")
+            handler = self._find(service, name)
+            if handler is not None and len(self._handlers) < MOST_PATHS:
+                self._handlers[path] = handler
+        return handler
+
+    def _find(self, service: str, name: str) -> Handler:
         if service == _HEALTH:
             return {"Check": _unary(self._check), "Watch": _stream(self._watch)}.get(name)
         if service in _REFLECTION and name == "ServerReflectionInfo":
@@ -135,28 +145,23 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 reflection_pb2.ServerReflectionRequest.FromString,
                 reflection_pb2.ServerReflectionResponse.SerializeToString,
             )
+        if service == grpc_inference.SERVICE:
+            method = self._inference.methods.get(name)
+            streams = name == "ModelStreamInfer"
+            return self._handler(lambda: method, streams) if method else None
         model = grpc_messages.model_of(service)
-        return self._of_model(model, name) if model else None
+        if model is None:
+            return None
+        # Looked up at each call, because the model may have changed.
+        found = partial(self._contracts.method, model, name)
+        return self._handler(found, name == "PredictStream")
 
-    def _of_model(self, model: str, name: str) -> Handler:
-        try:
-            method = self._contracts.method(model, name)
-        except LooplineError as error:
-            return grpc.unary_unary_rpc_method_handler(self._refusing(error))
-        return self._handler(method) if method else None
-
-    def _refusing(self, error: LooplineError) -> Any:
-        async def refuse(request: bytes, context: Context) -> NoReturn:
-            await self._abort(context, error)
-
-        return refuse
-
-    def _handler(self, method: Method) -> Handler:
+    def _handler(self, find: Callable[[], Method], streams: bool) -> Handler:
         """The handler of a method: who calls, the verb, and errors as statuses."""
 
         async def answer(request: bytes, context: Context) -> bytes:
             try:
-                call = await self._open(context)
+                call, method = await self._open(context), find()
                 found = await method.answer(call, grpc_messages.parse(method.takes, request))
                 data: bytes = found.SerializeToString()
                 return data
@@ -165,12 +170,13 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
         async def stream(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             try:
-                async for found in method.answer(await self._open(context), requests):
+                call, method = await self._open(context), find()
+                async for found in method.answer(call, requests):
                     yield found.SerializeToString()
             except Exception as error:
                 await self._abort(context, error)
 
-        if method.streams:
+        if streams:
             return grpc.stream_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(answer)
 
@@ -191,9 +197,9 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     async def _abort(self, context: Context, error: Exception) -> NoReturn:
         """End a call with any exception, and log those that are not the caller's doing."""
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
-        told = {}
+        if isinstance(error, NoSuchMethod):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
+        told: dict[str, str] = {}
         known = error
         if not isinstance(known, LooplineError):
             known = ModelFailed("something went wrong here; the log has the details under this id")

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 MOST_PENDING = 256
 """Requests of one stream that are answered at a time; more are not read before."""
+SMALL = 2**16
+"""Bytes of a message that is read on the event loop."""
 
 
 class Call(NamedTuple):
@@ -49,8 +51,10 @@ class Call(NamedTuple):
         """Call a verb of the loop in a thread, as this caller."""
         return await self.work(partial(verb, *args, caller=self.caller, **options))
 
-    async def work(self, work: Callable[..., T], *args: Any) -> T:
-        """Do in a thread what could keep the event loop waiting."""
+    async def work(self, work: Callable[..., T], *args: Any, size: int = SMALL) -> T:
+        """Do in a thread what could keep the event loop waiting, unless it is of small size."""
+        if size < SMALL:
+            return work(*args)
         return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
 
     async def each(
@@ -90,14 +94,12 @@ class Call(NamedTuple):
                     begun.cancel()
 
 
-class Method(NamedTuple):
-    """A method of a service.
+class NoSuchMethod(Exception):
+    """The service does not have this method."""
 
-    Args:
-        takes: the class of its requests.
-        answer: gives an answer to each, or, where it `streams`, answers to an iterator of bytes.
-    """
+
+class Method(NamedTuple):
+    """A method: the class of its requests, and what gives its answer, or its stream's answers."""
 
     takes: Any
     answer: Callable[[Call, Any], Any]
-    streams: bool = False

@@ -332,6 +332,10 @@ class Contract:
             found[name] = _stray(stray.wire_type, stray.data)
         return found
 
+    def rows(self, messages: Iterable[Message], labelled: bool = False) -> list[dict[str, Any]]:
+        """What many rows say."""
+        return [self.row(each, labelled) for each in messages]
+
 
 def plain(value: Any) -> Any:
     """A field's value, or a whole `Struct`, as plain data."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from loopline.adapters.grpc_call import Call, Method
+from loopline.adapters.grpc_call import Call, Method, NoSuchMethod
 from loopline.adapters.grpc_messages import Contract, parse, plain, put
 from loopline.asks import Answered
 from loopline.errors import InvalidInput, LooplineError, ModelFailed
@@ -39,13 +39,18 @@ class Contracts:
         known.record = record
         return known
 
-    def method(self, model: str, name: str) -> Method | None:
-        """A method of a model's service, None where the model does not have it."""
+    def method(self, model: str, name: str) -> Method:
+        """A method of a model's service, as the model is now.
+
+        Raises:
+            UnknownModel: there is no such model.
+            NoSuchMethod: the model cannot do that.
+        """
         contract = self.of(model)
         if name not in contract.takes:
-            return None
+            raise NoSuchMethod(f"model {model!r} has no method {name[:50]!r}")
         verb = _VERBS[name]
-        return Method(contract.takes[name], partial(verb, contract), verb is predict_stream)
+        return Method(contract.takes[name], partial(verb, contract))
 
 
 async def predict(contract: Contract, call: Call, request: Any) -> Any:
@@ -61,12 +66,17 @@ async def predict(contract: Contract, call: Call, request: Any) -> Any:
 async def predict_many(contract: Contract, call: Call, request: Any) -> Any:
     """Predict many rows, all of them or none."""
     wanted, ids = _wanted(contract, request), list(request.ids) or None
-    rows = [contract.row(row) for row in request.rows]
+    size = request.ByteSize()
+    rows = await call.work(contract.rows, request.rows, size=size)
     answered = await call.predict(contract.record.name, rows, ids, **wanted)
-    told = contract.message("Predictions", model=answered.model, version=answered.version)
-    for each in answered.predictions:
-        told.predictions.append(_shown(contract, each, answered, request.probabilities))
-    return told
+
+    def show() -> Any:
+        told = contract.message("Predictions", model=answered.model, version=answered.version)
+        for each in answered.predictions:
+            told.predictions.append(_shown(contract, each, answered, request.probabilities))
+        return told
+
+    return await call.work(show, size=size)
 
 
 def predict_stream(
@@ -110,7 +120,7 @@ def _shown(contract: Contract, found: Prediction, answered: Answered, chances: b
 
 async def learn(contract: Contract, call: Call, request: Any) -> Any:
     """Add labelled rows to the data set: all of them, or none."""
-    rows = [contract.row(row, labelled=True) for row in request.rows]
+    rows = await call.work(contract.rows, request.rows, True, size=request.ByteSize())
     found = await call.run(call.loop.learn, contract.record.name, rows)
     told = contract.message("Learned", accepted=found["accepted"], rows=found["rows"])
     for name, summary in (found["summary"] or {}).items():
@@ -132,7 +142,7 @@ async def outcome(contract: Contract, call: Call, request: Any) -> Any:
 
 async def score(contract: Contract, call: Call, request: Any) -> Any:
     """Score a version on these rows, or else on those it was not trained on."""
-    rows = [contract.row(row, labelled=True) for row in request.rows] or None
+    rows = await call.work(contract.rows, request.rows, True, size=request.ByteSize()) or None
     version = request.version if request.HasField("version") else None
     found = await call.run(call.loop.score, contract.record.name, rows, version=version)
     del found["model"]

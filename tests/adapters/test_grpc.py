@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -35,7 +36,13 @@ from loopline.records import ModelRecord
 from loopline.schema import Field, Output, Schema
 from loopline.testing.adapter import Refusal
 from tests.adapters.calling import Served, calling
-from tests.adapters.drivers.grpc_service import GrpcService, key, refusal, varint
+from tests.adapters.drivers.grpc_service import (
+    GrpcService,
+    key,
+    refusal,
+    refusals,
+    varint,
+)
 from tests.adapters.speaking import SETOSA, VIRGINICA, iris
 from tests.servers import Server
 
@@ -169,7 +176,10 @@ def test_a_generated_client_works(server: Server, address: str, tmp_path: Path) 
     assert (ids, statuses, streamed) == (["a", "b"], ["joined"], ["setosa"] * 3)
 
 
-NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+REFLECT = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True) | st.sampled_from(
+    "iris iris_row iris_predict iris_service outcome problem train a_b a__b ab a_1 a1".split()
+)
 COLUMNS = st.text(max_size=8) | st.sampled_from(
     ["a_b", "aB", "A B", "_a", "a", "größe", "1st", "class", "message", "[x]", "\0", '"', "\\"]
 )
@@ -263,11 +273,13 @@ def test_values_arrive_as_over_http(server: Server, client: GrpcService, row: An
     assert said.prediction == server.post("/v1/models/odd/predict", row)["prediction"]
 
 
-def test_rows_without_a_schema_are_any_object(client: GrpcService) -> None:
+def test_rows_without_a_schema_are_any_object(server: Server, client: GrpcService) -> None:
     """A model that takes anything gets a Struct, and answers with a Value."""
     row = {"a": [1, 2.5, None, {"b": "ü"}], "c": True, "d": {}}
-    (said,) = client.predict("any_thing", row)
-    assert said.prediction == row
+    for each in (row, {"inputs": [row, row]}, {}):
+        (said,) = client.predict("any_thing", each)
+        (told,) = server.post("/v1/models/any_thing/predict", [each])["predictions"]
+        assert said.prediction == told["prediction"]
 
 
 @pytest.mark.parametrize(
@@ -412,13 +424,14 @@ def test_a_bad_row_does_not_end_a_stream(client: GrpcService) -> None:
     assert [each.problem.code for each in replies[1:3]] == ["invalid-input", "unreadable"]
 
 
-def test_a_stream_can_be_left(client: GrpcService, address: str) -> None:
+def test_a_stream_can_be_left(served: Served, near: GrpcService) -> None:
     """Who hangs up in the middle of a stream leaves nothing behind."""
-    endless = ({"x": 1.0} for _ in iter(int, 1))
-    stream = client.stream("line", endless)
-    assert [next(stream).prediction for _ in range(3)]
-    stream.close()
-    assert client.predict("line", {"x": 1.0})
+    for _ in range(3):
+        stream = near.stream("sales", ({"TV": 1.0} for _ in iter(int, 1)))
+        assert [next(stream).prediction for _ in range(3)]
+        stream.close()
+    assert until(lambda: not served.server._readers)
+    assert near.predict("sales", {"TV": 1.0})
 
 
 # Time.
@@ -492,7 +505,7 @@ def test_tokens_are_asked_for(tmp_path: Path, free_port: int) -> None:
     with calling(tmp_path, free_port, token_required=True) as served:
         texts = {scope: served.loop.access.issue(scope, [scope]) for scope in ("predict", "learn")}
         teller = GrpcService(served.address, texts["predict"])
-        request = teller.request("sales", {"TV": 1.0}).SerializeToString()
+        request = key(1, 2) + varint(9) + key(1, 1) + struct.pack("<d", 1.0)
         for token, code in [
             (None, "unauthorized"),
             ("ll_wrong", "unauthorized"),
@@ -500,11 +513,14 @@ def test_tokens_are_asked_for(tmp_path: Path, free_port: int) -> None:
         ]:
             client = GrpcService(served.address, token)
             with pytest.raises(Refusal) as refused:
-                client.call("sales", "Predict", request)
+                client.call("sales", "Predict", request, described=False)
             assert refused.value.code == code
-            with pytest.raises(Refusal) as refused:
-                list(client.stream("sales", [{"TV": 1.0}]))
-            assert refused.value.code == code
+            if code == "unauthorized":
+                for method in ("loopline.v1.SalesService/PredictStream", REFLECT):
+                    stream = client.channel.stream_stream(f"/{method}")
+                    with pytest.raises(Refusal) as refused, refusals():
+                        list(stream(iter([request])))
+                    assert refused.value.code == code
             client.close()
         assert teller.predict("sales", {"TV": 1.0})
         with pytest.raises(Refusal) as refused:

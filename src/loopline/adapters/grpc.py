@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
 
@@ -171,8 +172,9 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         async def stream(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             try:
                 call, method = await self._open(context), find()
-                async for found in method.answer(call, requests):
-                    yield found.SerializeToString()
+                async with aclosing(method.answer(call, requests)) as answers:
+                    async for found in answers:
+                        yield found.SerializeToString()
             except Exception as error:
                 await self._abort(context, error)
 
@@ -208,7 +210,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             told["instance"] = new_id()
             logger.error("%s: %s", told["instance"], error, exc_info=error)
             if self._loop.settings.debug:
-                told["traceback"] = "".join(traceback.format_exception(error))[-2000:]
+                told["traceback"] = "".join(traceback.format_exception(error))[-1000:]
         found = rpc_status.to_status(grpc_messages.status(name, known, told))
         await context.abort(found.code, found.details, found.trailing_metadata)
         raise error
@@ -251,18 +253,24 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     async def _reflect(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """Describe the services as they are at this moment."""
-        services = self._loop.serving.services()
-        pool = grpc_messages.pool_of(
-            grpc_messages.describe(service.record for service in services),
-            grpc_inference.describe(),
-            health_pb2.DESCRIPTOR.serialized_pb,
-            reflection_pb2.DESCRIPTOR.serialized_pb,
-        )
+        try:
+            call = await self._open(context)
+        except LooplineError as error:
+            await self._abort(context, error)
+        pool = await call.work(self._describe)
         servicer = reflection.aio.ReflectionServicer(  # type: ignore[attr-defined]
             self._services(), pool
         )
         async for answer in servicer.ServerReflectionInfo(requests, context):
             yield answer
+
+    def _describe(self) -> Any:
+        return grpc_messages.pool_of(
+            grpc_messages.describe(each.record for each in self._loop.serving.services()),
+            grpc_inference.describe(),
+            health_pb2.DESCRIPTOR.serialized_pb,
+            reflection_pb2.DESCRIPTOR.serialized_pb,
+        )
 
 
 def _unary(answer: Any) -> Handler:

@@ -38,15 +38,15 @@ _SHARED_MESSAGES = """
 FieldError: string pointer, string detail
 Problem: string code, string detail, FieldError* errors, double? retry_after
 ColumnSummary: int64 count, double? mean, double? std, double? min, double? max
-Learned: int64 accepted, int64? rows, ColumnSummary{} summary
+LearnReply: int64 accepted, int64? rows, ColumnSummary{} summary
 OutcomeStatus: string id, string status
-OutcomesTaken: OutcomeStatus* results, int64{} counts
-TrainingOrder: google.protobuf.Struct parameters, string? reason, double? wait
-Training: string job, string state, int64? version, double{} metrics
-Scored: int64 version, string on, int64 rows, double{} metrics
-DescriptionOrder:
+OutcomeReply: OutcomeStatus* results, int64{} counts
+TrainRequest: google.protobuf.Struct parameters, string? reason, double? wait
+TrainReply: string job, string state, int64? version, double{} metrics
+ScoreReply: int64 version, string on, int64 rows, double{} metrics
+DescribeRequest:
 """
-# No name of these ends with another's, so that no two models' messages can have the same name.
+# No name of these, nor `Service`, ends with another's, so no two models' messages share a name.
 # `Row`, `Example` and `Answer` stand for what the schema makes of them.
 _MODEL_MESSAGES = """
 PredictRequest: Row row, string? id, int64? version, string? alias, bool probabilities
@@ -63,11 +63,11 @@ _MODEL_METHODS = {
     "Predict": "PredictRequest Prediction",
     "PredictMany": "PredictManyRequest Predictions",
     "PredictStream": "stream PredictRequest PredictReply",
-    "Learn": "LearnRequest Learned",
-    "Outcome": "OutcomeRequest OutcomesTaken",
-    "Score": "ScoreRequest Scored",
-    "Train": "TrainingOrder Training",
-    "Describe": "DescriptionOrder google.protobuf.Struct",
+    "Learn": "LearnRequest LearnReply",
+    "Outcome": "OutcomeRequest OutcomeReply",
+    "Score": "ScoreRequest ScoreReply",
+    "Train": "TrainRequest TrainReply",
+    "Describe": "DescribeRequest google.protobuf.Struct",
 }
 _LABELLED = ("Example", "LearnRequest", "Outcome", "OutcomeRequest", "ScoreRequest")
 """What only a model with a target has."""
@@ -83,7 +83,7 @@ _NAMES = {number: name for name, number in _SCALARS.items()}
 _LINE = re.compile(r"([\w.]+)(?: (\w+))?:(.*)")
 _MEMBER = re.compile(r"([\w.]+)([?*]|{})? (\w+)")
 MOST_TEXT, MOST_DETAILS = 600, 3_000
-"""Characters and bytes of an error: it travels in headers, of which clients take 8 KiB."""
+"""Bytes of an error's sentence and fields: headers carry both, and clients take 8 KiB of them."""
 
 
 class _Member(NamedTuple):
@@ -260,7 +260,7 @@ def _add_model(file: File, record: ModelRecord, schema: Schema) -> None:
             members = [m._replace(kind=names.get(m.kind, m.kind)) for m in _members(found[3])]
             members = [m._replace(label="") if m.kind == _VALUE else m for m in members]
             _add_message(file, names[found[1]], members, found[2] or "")
-    missing = {*skipped, *(() if record.recipe else ("TrainingOrder",))}
+    missing = {*skipped, *(() if record.recipe else ("TrainRequest",))}
     methods = {
         method: " ".join(names.get(word, word) for word in ends.split())
         for method, ends in _MODEL_METHODS.items()
@@ -401,7 +401,8 @@ def status(name: str, error: LooplineError, told: Mapping[str, str]) -> status_p
         name: of the gRPC status.
         told: more for the caller.
     """
-    found = status_pb2.Status(code=code_pb2.Code.Value(name), message=error.detail[:MOST_TEXT])
+    detail = error.detail.encode()[:MOST_TEXT].decode(errors="ignore")
+    found = status_pb2.Status(code=code_pb2.Code.Value(name), message=detail)
     info = error_details_pb2.ErrorInfo(reason=error.code, domain="loopline", metadata=told)
     found.details.add().Pack(info)
     if error.retry_after is not None:

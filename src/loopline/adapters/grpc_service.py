@@ -58,7 +58,9 @@ async def predict(contract: Contract, call: Call, request: Any) -> Any:
     wanted, ids = _wanted(contract, request), None
     if request.HasField("id"):
         ids = [request.id]
-    value = contract.row(request.row)
+    row = contract.row(request.row)
+    # A row of any names may look like a request for many.
+    value = [row] if contract.schema.open else row
     answered = await call.predict(contract.record.name, value, ids, **wanted)
     return _shown(contract, answered.predictions[0], answered, request.probabilities)
 
@@ -122,7 +124,7 @@ async def learn(contract: Contract, call: Call, request: Any) -> Any:
     """Add labelled rows to the data set: all of them, or none."""
     rows = await call.work(contract.rows, request.rows, True, size=request.ByteSize())
     found = await call.run(call.loop.learn, contract.record.name, rows)
-    told = contract.message("Learned", accepted=found["accepted"], rows=found["rows"])
+    told = contract.message("LearnReply", accepted=found["accepted"], rows=found["rows"])
     for name, summary in (found["summary"] or {}).items():
         for key, value in summary.items():
             put(told.summary[name], key, value)
@@ -137,7 +139,7 @@ async def outcome(contract: Contract, call: Call, request: Any) -> Any:
     ]
     found = await call.run(call.loop.outcome, contract.record.name, items)
     results = found.pop("results")
-    return contract.message("OutcomesTaken", results=results, counts=found)
+    return contract.message("OutcomeReply", results=results, counts=found)
 
 
 async def score(contract: Contract, call: Call, request: Any) -> Any:
@@ -146,7 +148,7 @@ async def score(contract: Contract, call: Call, request: Any) -> Any:
     version = request.version if request.HasField("version") else None
     found = await call.run(call.loop.score, contract.record.name, rows, version=version)
     del found["model"]
-    return contract.message("Scored", **found)
+    return contract.message("ScoreReply", **found)
 
 
 async def train(contract: Contract, call: Call, request: Any) -> Any:
@@ -165,7 +167,7 @@ async def train(contract: Contract, call: Call, request: Any) -> Any:
     if shown["state"] == "failed":
         raise _job_error(shown["error"] or {})
     result = shown["result"] or {}
-    told = contract.message("Training", job=job.id, state=shown["state"])
+    told = contract.message("TrainReply", job=job.id, state=shown["state"])
     put(told, "version", result.get("version"))
     told.metrics.update(result.get("metrics") or {})
     return told

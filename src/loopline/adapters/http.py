@@ -18,7 +18,7 @@ from litestar.response import Stream
 from loopline.access import TRUSTED, Caller
 from loopline.adapters import http_inference as inference
 from loopline.adapters.http_openapi import Route
-from loopline.adapters.http_predict import QUERIES, ROUTE, Express, PredictHead, predict
+from loopline.adapters.http_predict import Express, PredictHead, predict
 from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
 from loopline.adapters.http_wire import (
     Answer,
@@ -45,6 +45,8 @@ DESK = "loopline.desk"
 HEALTH = ("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")
 OPEN = frozenset({*HEALTH, *FILES})
 """Paths that need no token: health, and a page that holds nothing but a form for the token."""
+QUICK = ((PredictHead, predict), (inference.InferHead, inference.infer))
+"""What is answered in front of the router."""
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -142,7 +144,7 @@ class Door:
 
     def __init__(self, loop: Loop, router: Litestar, quick: bool = True) -> None:
         self.tally = Tally()
-        self.admit = Express(loop, PredictHead, inference.InferHead).admit
+        self.admit = Express(loop, *(head for head, _ in QUICK)).admit
         self._loop = loop
         self._router = router
         self._quick = quick
@@ -184,12 +186,14 @@ class Door:
                 desk.caller = await self._identify(headers)
             if method in CHANGING and not self._loop.access.required:
                 _check_origin(headers)
-            found = ROUTE.fullmatch(path) if method == "POST" and self._quick else None
-            if found is not None:
-                desk.path = {"model": found[1]}
-                desk.query = read_query(scope["query_string"], QUERIES)
-                await _respond(send, await predict(desk))
-                return
+            for head, answer in QUICK if method == "POST" and self._quick else ():
+                found = head.route.fullmatch(path)
+                if found is not None:
+                    parts = found.groupdict()
+                    desk.path = {name: _part(name, text) for name, text in parts.items() if text}
+                    desk.query = read_query(scope["query_string"], head.queries)
+                    await _respond(send, await answer(desk))
+                    return
         except Gone:
             return
         except Exception as error:

@@ -65,13 +65,14 @@ class Wish(NamedTuple):
 
 
 def refused(error: Exception, instance: str, debug: bool = False) -> Answer:
-    """Turn any exception into an error of this protocol; see `problem`."""
+    """Turn any exception into an error of this protocol; see `problem`.
+
+    Clients show nothing but the text, so it begins with the stable code.
+    """
     told = problem(error, instance, debug)
-    assert isinstance(told.body, bytes)
-    members = msgspec.json.decode(told.body)
-    return Answer(
-        _encode({"error": members["detail"], **members}), told.status, headers=told.headers
-    )
+    members = msgspec.json.decode(told.body)  # type: ignore[arg-type]
+    text = f"{members['code']}: {members['detail']}"
+    return Answer(_encode({"error": text, **members}), told.status, headers=told.headers)
 
 
 # A request's way in.
@@ -96,7 +97,10 @@ def read(ask: Ask, loop: Loop, body: bytes, length: bytes | None = None) -> Wish
     schema = champion.schema if champion else msgspec.convert(record.schema, Schema)
     told, binary = _split(body, length)
     parameters = _parameters(told, "")
-    ask.value, ask.ids = inference.rows(schema, list(_tensors(told, binary)), parameters)
+    named = binary or inference.ID in parameters
+    ask.value = None if named else inference.plain_row(schema, told.get("inputs"))
+    if ask.value is None:
+        ask.value, ask.ids = inference.rows(schema, list(_tensors(told, binary)), parameters)
     limit = inference.seconds(parameters)
     if limit is not None:
         ask.deadline = time.monotonic() + limit
@@ -108,7 +112,7 @@ def read(ask: Ask, loop: Loop, body: bytes, length: bytes | None = None) -> Wish
     return Wish(schema, id or None, outputs, raw)
 
 
-def _split(body: bytes, length: bytes | None) -> tuple[Json, memoryview]:
+def _split(body: bytes, length: bytes | None) -> tuple[Json, bytes]:
     """The object at the beginning of a body, and the bytes behind it."""
     size = len(body)
     if length is not None:
@@ -116,10 +120,10 @@ def _split(body: bytes, length: bytes | None) -> tuple[Json, memoryview]:
             told = "Inference-Header-Content-Length is not the number of the body's bytes of JSON"
             raise Unreadable(told)
         size = int(length)
-    told = codecs.read(body[:size] if size < len(body) else body)[0]
-    if type(told) is not dict:
+    found = codecs.read_json(body[:size] if size < len(body) else body)
+    if type(found) is not dict:
         raise InvalidInput.at("a request is an object with `inputs`", "")
-    return told, memoryview(body)[size:]
+    return found, body[size:]
 
 
 def _parameters(told: Json, pointer: str) -> Json:
@@ -139,8 +143,9 @@ def _objects(told: Json, key: str) -> list[tuple[str, Json]]:
     return [(f"/{key}/{index}", each) for index, each in enumerate(found)]
 
 
-def _tensors(told: Json, binary: memoryview) -> Iterator[Tensor]:
+def _tensors(told: Json, body: bytes) -> Iterator[Tensor]:
     """The tensors of a request; those with a size take their bytes off, in order."""
+    binary = memoryview(body)
     for pointer, each in _objects(told, "inputs"):
         raw = None
         if "parameters" in each:
@@ -252,7 +257,7 @@ class InferHead(PredictHead):
     """The head of such a request: of JSON alone, and not much of it."""
 
     __slots__ = ()
-    route = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[0-9]{1,9}))?/infer")
+    route = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]{1,9}))?/infer")
     queries = INFER_QUERIES
     waiting = _Infer
     refusal = staticmethod(refused)

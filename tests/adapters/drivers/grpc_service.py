@@ -34,13 +34,13 @@ class GrpcService(Driver):
 
     def __init__(self, address: str, token: str | None = None) -> None:
         self.channel = grpc.insecure_channel(address)
-        self.metadata = [("authorization", f"Bearer {token}")] if token else []
+        if token is not None:
+            self.channel = grpc.intercept_channel(self.channel, _Bearer(token))
         self._pools: dict[str, DescriptorPool] = {}
 
     def method(self, model: str, name: str) -> tuple[str, Any, Any]:
         """The path of a method, and the classes of what it takes and gives."""
-        service = "".join(word.capitalize() for word in model.split("_"))
-        full = f"loopline.v1.{service}Service"
+        full = service_of(model)
         if model not in self._pools:
             self._pools[model] = DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
         try:
@@ -53,12 +53,20 @@ class GrpcService(Driver):
         takes, gives = (message_factory.GetMessageClass(kind) for kind in kinds)
         return f"/{full}/{name}", takes, gives
 
-    def call(self, model: str, name: str, request: Any, timeout: float | None = None) -> Any:
-        """Call a unary method; the request is a message, or bytes."""
-        path, _, gives = self.method(model, name)
+    def call(
+        self,
+        model: str,
+        name: str,
+        request: Any,
+        timeout: float | None = None,
+        described: bool = True,
+    ) -> Any:
+        """Call a unary method with a message, or with bytes and perhaps no description of it."""
+        path = f"/{service_of(model)}/{name}"
+        gives = self.method(model, name)[2] if described else None
         invoke = self.channel.unary_unary(path, _bytes, gives and gives.FromString)
         with refusals():
-            return invoke(request, timeout=timeout or 30, metadata=self.metadata)
+            return invoke(request, timeout=timeout or 30)
 
     def row(self, kind: Any, row: Row) -> Any:
         """A row as a message; a value of another type stands in it as another contract's."""
@@ -124,7 +132,7 @@ class GrpcService(Driver):
         invoke = self.channel.stream_stream(path, _bytes, gives.FromString)
         requests = (self.request(model, row) for row in rows)
         with refusals():
-            call = invoke(requests, metadata=self.metadata)
+            call = invoke(requests)
             try:
                 for reply in call:
                     if reply.WhichOneof("result") == "problem":
@@ -164,6 +172,26 @@ class GrpcService(Driver):
 
     def close(self) -> None:
         self.channel.close()
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc,type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[misc,type-arg]
+):
+    """Sends a token with every call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = [("authorization", f"Bearer {token}")]
+
+    def intercept_unary_unary(self, go_on: Any, details: Any, request: Any) -> Any:
+        return go_on(details._replace(metadata=self._metadata), request)
+
+    intercept_stream_stream = intercept_unary_unary
+
+
+def service_of(model: str) -> str:
+    """The full name of a model's service."""
+    return f"loopline.v1.{''.join(word.capitalize() for word in model.split('_'))}Service"
 
 
 def _bytes(message: Any) -> bytes:

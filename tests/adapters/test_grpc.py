@@ -843,3 +843,11 @@ def test_replicas_share_the_port(tmp_path: Path, free_ports: Ports) -> None:
         assert until(ask)
     finally:
         assert server.stop() == 0
+
+
+def test_without_the_extra_its_pip_line_is_told() -> None:
+    """Who asks for gRPC and has not installed it is told how to."""
+    for missing in ("grpc", "google.protobuf", "grpc_status"):
+        code = f"import sys; sys.modules[{missing!r}] = None; import loopline.adapters.grpc"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "MissingExtra" in done.stderr and "pip install 'loopline[grpc]'" in done.stderr

@@ -17,6 +17,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
 
+from loopline.access import Caller
 from loopline.adapters import grpc_inference, grpc_messages, grpc_service
 from loopline.adapters.grpc_call import Call, Method, NoSuchMethod
 from loopline.adapters.status import GRPC
@@ -41,6 +42,7 @@ except ImportError as missing:
 logger = logging.getLogger("loopline.grpc")
 
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+NOBODY = Caller(name="nobody", scopes=frozenset())
 MOST_CALLS = 10_000
 """Calls under way; the next one is refused at once."""
 MOST_PATHS = 1_000
@@ -148,8 +150,8 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             )
         if service == grpc_inference.SERVICE:
             method = self._inference.methods.get(name)
-            streams = name == "ModelStreamInfer"
-            return self._handler(lambda: method, streams) if method else None
+            streams, open = name == "ModelStreamInfer", name in ("ServerLive", "ServerReady")
+            return self._handler(lambda: method, streams, open) if method else None
         model = grpc_messages.model_of(service)
         if model is None:
             return None
@@ -157,12 +159,12 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         found = partial(self._contracts.method, model, name)
         return self._handler(found, name == "PredictStream")
 
-    def _handler(self, find: Callable[[], Method], streams: bool) -> Handler:
-        """The handler of a method: who calls, the verb, and errors as statuses."""
+    def _handler(self, find: Callable[[], Method], streams: bool, open: bool = False) -> Handler:
+        """The handler of a method: who calls (unless it is open), the verb, errors as statuses."""
 
         async def answer(request: bytes, context: Context) -> bytes:
             try:
-                call, method = await self._open(context), find()
+                call, method = await self._open(context, open), find()
                 found = await method.answer(call, grpc_messages.parse(method.takes, request))
                 data: bytes = found.SerializeToString()
                 return data
@@ -182,14 +184,14 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             return grpc.stream_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    async def _open(self, context: Context) -> Call:
+    async def _open(self, context: Context, open: bool = False) -> Call:
         """Find out who calls, and how long they will wait."""
         access, token = self._loop.access, None
-        if access.required:
+        if access.required and not open:
             for name, text in context.invocation_metadata() or ():
                 if name == "authorization" and text[:7].lower() == "bearer ":
                     token = text[7:].strip()
-        caller = access.recall(token)
+        caller = NOBODY if open else access.recall(token)
         if caller is None:
             running = asyncio.get_running_loop()
             caller = await running.run_in_executor(self._pool, access.identify, token)

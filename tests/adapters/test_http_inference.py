@@ -905,3 +905,29 @@ def test_broken_and_slow_senders_harm_nobody(servers: Servers) -> None:
     server.at_rest()
     assert server.ask(good).json()["outputs"][0]["data"] == ["setosa"]
     assert msgspec.json.decode(server.ask(good).body)["model_name"] == "iris"
+
+
+def test_past_the_bound_requests_are_shed(tmp_path: Path) -> None:
+    """At once, with a word on when to come back; who hangs up makes room for others."""
+    path, wake = "/v2/models/moody/infer", tmp_path / "w"
+
+    def say(word: str) -> bytes:
+        return post({"inputs": fields({"say": word})}, path)
+
+    with running(tmp_path, max_queue=2) as loop, served(loop) as server, ExitStack() as stack:
+        first, *others = (stack.enter_context(server.line()) for _ in range(6))
+        service = loop.serving.service("moody")
+        first.send(post({"inputs": fields({"say": "woken", "sleep": str(wake)})}, path))
+        until(lambda: service.running, "the model is asleep")
+        for number, line in enumerate(others):
+            line.send(say(str(number)))
+            until(lambda most=number: len(service.queue) == min(most + 1, 2), "it is queued")
+        for line in others[2:]:
+            answer = line.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"].startswith("overloaded: ")
+        others[0].reset()
+        wake.touch()
+        assert first.answer().json()["outputs"][0]["data"] == ["woken"]
+        assert others[1].answer().json()["outputs"][0]["data"] == ["1"]
+        assert others[4].ask(say("room")).json()["outputs"][0]["data"] == ["room"]

@@ -427,7 +427,7 @@ def test_an_answer_of_long_ago_has_no_probabilities() -> None:
     """Its row holds none, and the others have theirs."""
     classes = ("no", "yes")
     new = answered("no", classes=classes, chances=(0.75, 0.25)).predictions
-    old = answered("yes", classes=classes).predictions
+    old = answered("yes", classes=classes, chances=(0.1, 0.2, 0.7)).predictions
     old = (msgspec.structs.replace(old[0], version=1),)
     said = Answered(model="m", version=3, predictions=new + old, many=True, classes=classes)
     assert tensors(said, MIXED)[1].data == [0.75, 0.25, None, None]

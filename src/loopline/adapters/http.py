@@ -1,6 +1,6 @@
 """HTTP: `create` gives the ASGI application over a loop.
 
-A door finds the caller and answers the predict route itself; Litestar finds the other routes.
+A door finds the caller and answers predictions itself; Litestar finds the other routes.
 """
 
 from __future__ import annotations

@@ -402,13 +402,13 @@ def tensors(answered: Answered, schema: Schema, wanted: Sequence[str] = ()) -> l
     found, shape = answered.predictions, (len(answered.predictions),)
     datatype, outputs = _typed([each.output for each in found], _answers(schema.output))
     made = {PREDICTION: Tensor(PREDICTION, datatype, shape, outputs)}
-    width = len(answered.classes or ())
-    known = [each.probabilities for each in found] if width else []
-    if any(known) or (known and PROBABILITIES in wanted):
-        # An id that another version answered before keeps that answer, which has none.
-        none = (None,) * width
-        chances = [x for each in known for x in (each if each and len(each) == width else none)]
-        made[PROBABILITIES] = Tensor(PROBABILITIES, "FP64", (*shape, width), chances)
+    if answered.classes and (not wanted or PROBABILITIES in wanted):
+        # An id that another version answered before keeps that answer; its classes may be others.
+        version, none = answered.version, (None,) * len(answered.classes)
+        known = [each.probabilities if each.version == version else None for each in found]
+        if wanted or any(known):
+            chances = [value for each in known for value in each or none]
+            made[PROBABILITIES] = Tensor(PROBABILITIES, "FP64", (*shape, len(none)), chances)
     made[ID] = Tensor(ID, "BYTES", shape, [each.id for each in found])
     return [made[name] for name in wanted if name in made] if wanted else list(made.values())
 
@@ -416,7 +416,7 @@ def tensors(answered: Answered, schema: Schema, wanted: Sequence[str] = ()) -> l
 def version_of(answered: Answered) -> str:
     """The version that answered; for ids answered before, the one that did so then."""
     versions = {prediction.version for prediction in answered.predictions}
-    return str(versions.pop() if len(versions) == 1 else answered.version)
+    return str(answered.version if len(versions) > 1 else versions.pop())
 
 
 def _typed(values: list[Any], declared: str) -> tuple[str, list[Any]]:

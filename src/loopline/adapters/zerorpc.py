@@ -204,7 +204,7 @@ class Server:
         self._own = introspection(name or type(methods).__name__, self._methods)
         self._clients: dict[bytes, Client] = {}
         self._said: dict[str, float] = {}
-        self._looking = False
+        self._looking = self._closed = False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="zerorpc")
 
     # Its life.
@@ -230,8 +230,10 @@ class Server:
         self._tick()
 
     async def stop(self, grace: float) -> None:
-        """Take no new clients, give what was begun `grace` seconds to finish, and let go."""
-        self.socket.unbind()
+        """Leave at a moment without open calls; refuse those that are open after `grace` seconds.
+
+        ZeroMQ can't close its door and keep those who are in.
+        """
         until = self.clock() + grace
         while self._clients and self.clock() < until:
             await asyncio.sleep(0.01)
@@ -243,6 +245,7 @@ class Server:
                     call.work.cancel()
             self._lose(client)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._looking = self._closed = True
         self.socket.close()
         await self._loop.run_in_executor(None, self.socket.end)
 
@@ -256,7 +259,7 @@ class Server:
         """
         self._looking = False
         for _ in range(BURST):
-            frames = self.socket.receive()
+            frames = None if self._closed else self.socket.receive()
             if frames is None:
                 return
             try:
@@ -314,7 +317,7 @@ class Server:
     def _open(self, route: Route, event: Event, size: int, refusal: Exception | None) -> None:
         client = self._clients.get(route[0]) or Client(route[0])
         key = _key(route, event.header["message_id"])
-        if key in client.calls or event.name in (BEAT, CREDIT):
+        if key in client.calls or (refusal is None and event.name in (BEAT, CREDIT)):
             self.complain("malformed", "an event that opens no channel")
             return
         self._clients[route[0]] = client

@@ -97,11 +97,13 @@ class Socket:
         except zmq.ZMQError as error:
             self._watched, self._running = [], running
             self.close()
+            self.end()
             raise Unavailable(f"cannot listen at {self.endpoint}: {error.strerror}") from error
         self.endpoint = socket.get_string(zmq.LAST_ENDPOINT)
         self._running = running
         for each, act in self._watched:
             running.add_reader(each.get(zmq.FD), act)
+            act()  # the descriptor tells nothing of a socket in which nobody has looked yet
 
     def _open_curve(self) -> None:
         assert self._pair is not None
@@ -165,15 +167,12 @@ class Socket:
         put(payload, NOW)
         return True
 
-    def unbind(self) -> None:
-        """Take no new connections."""
-        self._socket.unbind(self.endpoint)
-
     def close(self) -> None:
         """Let go, after giving answers a moment to leave; the rest of it is `end`."""
         for each, _ in self._watched:
             self._running.remove_reader(each.get(zmq.FD))
         self._socket.disable_monitor()
+        self._monitor.close(0)
         if self._keys is not None:
             self._zap.close(0)
         self._socket.close(LINGER)

@@ -337,8 +337,8 @@ SCRAPS = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None)
-@given(messages=st.lists(st.lists(SCRAPS, min_size=1, max_size=14), min_size=5, max_size=20))
+@settings(max_examples=10, deadline=None)
+@given(messages=st.lists(st.lists(SCRAPS, min_size=1, max_size=14), min_size=5, max_size=12))
 def test_rubbish_is_dropped(endpoint: str, messages: list[list[bytes]]) -> None:
     """Frames, bytes and events of any shape leave the server as it was."""
     with client(endpoint) as raw:

@@ -146,7 +146,7 @@ class Served:
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(20)
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 

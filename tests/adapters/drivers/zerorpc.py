@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from loopline.testing.adapter import Driver, Refusal, Row, Said
 from tests.clients import python
@@ -26,7 +26,7 @@ class Bridge:
 
     def __init__(self, endpoint: str, **options: Any) -> None:
         self._process = subprocess.Popen(
-            [python("zerorpc"), BRIDGE, endpoint, json.dumps(options)],
+            [python("zerorpc"), "-I", BRIDGE, endpoint, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -37,7 +37,7 @@ class Bridge:
         return next(self.answers(method, *args))
 
     def answers(self, method: str, *args: Any) -> Iterator[Any]:
-        """Call a method; its answer, or the items of its stream.
+        """Call a method at once; then iterate its answer, or the items of its stream.
 
         Raises:
             Refusal: the server answered with an error.
@@ -46,8 +46,11 @@ class Bridge:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"method": method, "args": args}) + "\n")
         self._process.stdin.flush()
+        return self._read(self._process.stdout)
+
+    def _read(self, lines: IO[str]) -> Iterator[Any]:
         while True:
-            told = json.loads(self._process.stdout.readline())
+            told = json.loads(lines.readline())
             if "error" in told:
                 assert told["traceback"] is None
                 pointers = [each["pointer"] for each in told["errors"]]

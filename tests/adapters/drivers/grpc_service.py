@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 
 from loopline.testing.adapter import Driver, Refusal, Row, Said
 
-VERBS = "predict ids versions deadline stream learn outcome train describe tokens"
+VERBS = "predict null ids versions deadline stream learn outcome train describe tokens"
 
 
 class GrpcService(Driver):
@@ -44,7 +44,8 @@ class GrpcService(Driver):
         if model not in self._pools:
             self._pools[model] = DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
         try:
-            found = self._pools[model].FindServiceByName(full).FindMethodByName(name)
+            with refusals():
+                found = self._pools[model].FindServiceByName(full).FindMethodByName(name)
         except KeyError:
             # A client without a contract can still call by name; it is told that there is none.
             del self._pools[model]
@@ -162,7 +163,8 @@ class GrpcService(Driver):
 
     def train(self, model: str) -> int:
         _, takes, _ = self.method(model, "Train")
-        version: int = self.call(model, "Train", takes(wait=60.0), 90.0).version
+        request = takes(wait=60.0) if takes else b""
+        version: int = self.call(model, "Train", request, 90.0).version
         return version
 
     def describe(self, model: str) -> Row:
@@ -247,7 +249,10 @@ def refusal(error: Any) -> Refusal:
     for each in status.details if status else ():
         each.Unpack(info)
         each.Unpack(request)
-    code = info.reason or {"DEADLINE_EXCEEDED": "timeout", "RESOURCE_EXHAUSTED": "too-large"}.get(
-        error.code().name, error.code().name
-    )
+    plain = {
+        "DEADLINE_EXCEEDED": "timeout",
+        "RESOURCE_EXHAUSTED": "too-large",
+        "UNIMPLEMENTED": "wrong-state",  # a model's service has the methods of what it can do
+    }
+    code = info.reason or plain.get(error.code().name, error.code().name)
     return Refusal(code, error.details(), [each.field for each in request.field_violations])

@@ -82,7 +82,7 @@ class ZerorpcDriver(Driver):
 
     name = "zerorpc"
     verbs = frozenset(
-        "predict ids versions deadline stream learn outcome train describe tokens".split()
+        "predict null ids versions deadline stream learn outcome train describe tokens".split()
     )
 
     def __init__(self, endpoint: str, token: str | None = None) -> None:

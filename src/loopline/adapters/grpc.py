@@ -121,7 +121,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     async def stop(self, grace: float) -> None:
         """Tell that this server leaves, finish what was begun, and hang up."""
         self._leaving = True
-        for reader in self._readers:
+        for reader in list(self._readers):
             reader.cancel()
         if self._server is not None:
             await self._server.stop(grace)

@@ -29,8 +29,8 @@ class Gathering:
     """Where requests that come in a row meet, so that one call of the model answers them.
 
     The library hands calls out one after the other, with work of its own between them, so those
-    that came together are not there in the same turn of the event loop. Who comes alone does not
-    wait.
+    that came together are not there in the same turn of the event loop. Meeting gives half as many
+    calls a second again. Who comes alone does not wait.
     """
 
     def __init__(self, serving: Serving) -> None:
@@ -64,7 +64,8 @@ class Call(NamedTuple):
     """One call.
 
     `until` is the call's own deadline, a reading of the monotonic clock, None where it has none.
-    `readers` are the tasks that read streams, for a stopping server to end.
+    `pool` has the threads for what takes its time, and `readers` are the tasks that read streams,
+    for a stopping server to end.
     """
 
     loop: Loop

@@ -168,7 +168,7 @@ class GrpcService(Driver):
     def describe(self, model: str) -> Row:
         told = json_format.MessageToDict(self.call(model, "Describe", b""))
         inputs = list(told["schema"]["properties"]) if "properties" in told["schema"] else []
-        return {"name": told["name"], "version": int(told["champion"]), "inputs": inputs}
+        return {"name": told["name"], "version": int(told["champion"] or 0), "inputs": inputs}
 
     def close(self) -> None:
         self.channel.close()

@@ -50,6 +50,7 @@ from tests.adapters.speaking import SETOSA, VIRGINICA, iris
 from tests.servers import Server
 
 Ports = Callable[[int], list[int]]
+ROOT = Path(__file__).parents[2]
 
 KINDS = [
     kind
@@ -434,6 +435,27 @@ def test_a_stream_can_be_left(served: Served, near: GrpcService) -> None:
         assert [next(stream).prediction for _ in range(3)]
         stream.close()
     assert until(lambda: not served.server._readers)
+    assert near.predict("sales", {"TV": 1.0})
+
+
+ENDLESS = """
+import sys
+import grpc
+from tests.adapters.drivers.grpc_service import GrpcService
+for said in GrpcService(sys.argv[1]).stream("sales", ({"TV": 1.0} for _ in iter(int, 1))):
+    print(said.id, flush=True)
+"""
+
+
+def test_a_client_that_dies_leaves_nothing_behind(served: Served, near: GrpcService) -> None:
+    """A process killed in the middle of its stream takes its tasks and its queue with it."""
+    command = [sys.executable, "-c", ENDLESS, served.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        assert served.server._readers
+        process.kill()
+    assert until(lambda: not served.server._readers)
+    assert until(lambda: not served.loop.serving.service("sales").queue)
     assert near.predict("sales", {"TV": 1.0})
 
 

@@ -385,13 +385,14 @@ def test_a_bad_row_changes_nothing(client: GrpcService, method: str, rows: Any) 
     assert refused.value.code == "invalid-input"
 
 
-def test_a_model_without_a_target_has_no_such_methods(client: GrpcService) -> None:
-    """The contract has what the model can do, and a call of anything else is unimplemented."""
+def test_a_model_has_the_methods_that_it_can_do(client: GrpcService) -> None:
+    """The contract has no others; they are told from what no model can do."""
     assert client.method("odd", "Learn")[1] is None
-    for name in ("Learn", "Outcome", "Score", "Train", "Nonsense"):
+    for name in ("Learn", "Score", "Train", "Nonsense"):
         with pytest.raises(Refusal) as refused:
             client.call("odd", name, b"")
-        assert refused.value.code == "UNIMPLEMENTED"
+        assert refused.value.code == ("UNIMPLEMENTED" if name == "Nonsense" else "wrong-state")
+    assert client.outcome("odd", [{"id": "x", "outcome": [1, "a"]}]) == ["waiting"]
 
 
 # Streams.

@@ -69,7 +69,7 @@ _MODEL_METHODS = {
     "Train": "TrainRequest TrainReply",
     "Describe": "DescribeRequest google.protobuf.Struct",
 }
-_LABELLED = ("Example", "LearnRequest", "Outcome", "OutcomeRequest", "ScoreRequest")
+_LABELLED = ("LearnRequest", "ScoreRequest")
 """What only a model with a target has."""
 _STRUCT, _VALUE = "google.protobuf.Struct", "google.protobuf.Value"
 _BASES = {"number": "double", "integer": "int64", "boolean": "bool", "text": "string"}

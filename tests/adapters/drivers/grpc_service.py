@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 
 from loopline.testing.adapter import Driver, Refusal, Row, Said
 
-VERBS = "predict ids versions deadline stream learn outcome train describe tokens"
+VERBS = "predict ids versions deadline stream null learn outcome train describe tokens"
 
 
 class GrpcService(Driver):
@@ -162,7 +162,8 @@ class GrpcService(Driver):
 
     def train(self, model: str) -> int:
         _, takes, _ = self.method(model, "Train")
-        version: int = self.call(model, "Train", takes(wait=60.0), 90.0).version
+        request = takes(wait=60.0) if takes else b""
+        version: int = self.call(model, "Train", request, 90.0).version
         return version
 
     def describe(self, model: str) -> Row:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from loopline.access import Caller
 from loopline.adapters import grpc_inference, grpc_messages, grpc_service
-from loopline.adapters.grpc_call import Call, Method, NoSuchMethod
+from loopline.adapters.grpc_call import Call, Gathering, Method, NoSuchMethod
 from loopline.adapters.status import GRPC
 from loopline.errors import (
     InvalidInput,
@@ -90,6 +90,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._pool = ThreadPoolExecutor(32, thread_name_prefix="grpc")
         self._inference = grpc_inference.Inference()
         self._contracts = grpc_service.Contracts(loop)
+        self._gathering = Gathering(loop.serving)
         self._readers: set[asyncio.Task[None]] = set()
         self._handlers: dict[str, Handler] = {}
         self._leaving = False
@@ -120,7 +121,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     async def stop(self, grace: float) -> None:
         """Tell that this server leaves, finish what was begun, and hang up."""
         self._leaving = True
-        for reader in self._readers:
+        for reader in list(self._readers):
             reader.cancel()
         if self._server is not None:
             await self._server.stop(grace)
@@ -197,7 +198,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             caller = await running.run_in_executor(self._pool, access.identify, token)
         left = context.time_remaining()
         until = None if left is None else time.monotonic() + left
-        return Call(self._loop, caller, until, self._pool, self._readers)
+        return Call(self._loop, caller, until, self._pool, self._readers, self._gathering)
 
     async def _abort(self, context: Context, error: Exception) -> NoReturn:
         """End a call with any exception, and log those that are not the caller's doing."""

@@ -10,23 +10,62 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from loopline.access import Caller
-from loopline.asks import Answered, Ask
+from loopline.asks import Answered, Ask, Awaited
 from loopline.errors import Unavailable
 from loopline.loop import Loop
+from loopline.serving import Serving
 
 T = TypeVar("T")
 
 MOST_PENDING = 256
 """Requests of one stream that are answered at a time; more are not read before."""
+GAP, GATHER, MOST_GATHERED = 0.001, 0.002, 16
+"""Seconds between requests that come in a row, seconds the first waits, and how many at most."""
 SMALL = 2**16
 """Bytes of a message that is read on the event loop."""
+
+
+class Gathering:
+    """Where requests that come in a row meet, so that one call of the model answers them.
+
+    The library hands calls out one after the other, with work of its own between them, so those
+    that came together are not there in the same turn of the event loop. Meeting gives half as many
+    calls a second again. Who comes alone does not wait.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._waiting: list[Awaited] = []
+        self._last = 0.0
+
+    def submit(self, ask: Ask) -> asyncio.Future[Answered]:
+        """Queue a request, now or with those that come right behind it."""
+        running, now = asyncio.get_running_loop(), time.monotonic()
+        future: asyncio.Future[Answered] = running.create_future()
+        self._waiting.append(Awaited(ask, future))
+        alone, self._last = now - self._last > GAP, now
+        if alone or len(self._waiting) >= MOST_GATHERED:
+            self._enqueue()
+        elif len(self._waiting) == 1:
+            running.call_later(GATHER, self._enqueue)
+        return future
+
+    def _enqueue(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            try:
+                if not waiter.gone:
+                    self._serving.enqueue(waiter)
+            except Exception as error:  # it is this waiter's, and the others are still to come
+                waiter.future.set_exception(error)
 
 
 class Call(NamedTuple):
     """One call.
 
     `until` is the call's own deadline, a reading of the monotonic clock, None where it has none.
-    `readers` are the tasks that read streams, for a stopping server to end.
+    `pool` has the threads for what takes its time, and `readers` are the tasks that read streams,
+    for a stopping server to end.
     """
 
     loop: Loop
@@ -34,6 +73,7 @@ class Call(NamedTuple):
     until: float | None
     pool: ThreadPoolExecutor
     readers: set[asyncio.Task[None]]
+    gathering: Gathering
 
     async def predict(
         self, model: str, value: Any, ids: Any = None, timeout: float | None = None, **which: Any
@@ -43,7 +83,7 @@ class Call(NamedTuple):
         until = time.monotonic() + (timeout or settings.timeout)
         if self.until is not None:
             until = min(until, self.until) if timeout else self.until
-        return await self.loop.serving.submit(
+        return await self.gathering.submit(
             Ask(model, value, ids=ids, deadline=until, caller=self.caller, **which)
         )
 

@@ -69,7 +69,7 @@ _MODEL_METHODS = {
     "Train": "TrainRequest TrainReply",
     "Describe": "DescribeRequest google.protobuf.Struct",
 }
-_LABELLED = ("Example", "LearnRequest", "Outcome", "OutcomeRequest", "ScoreRequest")
+_LABELLED = ("LearnRequest", "ScoreRequest")
 """What only a model with a target has."""
 _STRUCT, _VALUE = "google.protobuf.Struct", "google.protobuf.Value"
 _BASES = {"number": "double", "integer": "int64", "boolean": "bool", "text": "string"}
@@ -286,15 +286,18 @@ def _kind(kind: Any, categories: tuple[Any, ...] | None) -> str:
 
 
 class Contract:
-    """The messages of one model, as its record is at the moment."""
+    """The messages of one model, as its record is at the moment.
+
+    `takes` are the classes of its methods' requests.
+    """
 
     def __init__(self, record: ModelRecord) -> None:
         self.record = record
         self.schema = msgspec.convert(record.schema, Schema)
         file = describe([record])
-        pool, self._own = pool_of(file), f"{PACKAGE}.{_camel(record.name)}"
-        self._pool = pool
-        self.takes = {m.name: class_of(pool, m.input_type[1:]) for m in file.service[0].method}
+        self._pool, self._own = pool_of(file), f"{PACKAGE}.{_camel(record.name)}"
+        ends = {each.name: each.input_type[1:] for each in file.service[0].method}
+        self.takes = {name: class_of(self._pool, end) for name, end in ends.items()}
         columns = [] if self.schema.open else list(_columns(self.schema))
         self._names = {column.number: column.json for column in columns}
         self._nulls = {f.name: None for f in self.schema.fields if f.nullable and not f.optional}

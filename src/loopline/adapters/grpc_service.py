@@ -11,7 +11,7 @@ from typing import Any
 from loopline.adapters.grpc_call import Call, Method, NoSuchMethod
 from loopline.adapters.grpc_messages import Contract, parse, plain, put
 from loopline.asks import Answered
-from loopline.errors import InvalidInput, LooplineError, ModelFailed
+from loopline.errors import InvalidInput, LooplineError, ModelFailed, WrongState
 from loopline.loop import Loop
 from loopline.records import Prediction
 
@@ -44,13 +44,16 @@ class Contracts:
 
         Raises:
             UnknownModel: there is no such model.
-            NoSuchMethod: the model cannot do that.
+            WrongState: this model cannot do that.
+            NoSuchMethod: no model can.
         """
         contract = self.of(model)
+        if name not in _VERBS:
+            raise NoSuchMethod(f"models have no method {name[:50]!r}")
         if name not in contract.takes:
-            raise NoSuchMethod(f"model {model!r} has no method {name[:50]!r}")
-        verb = _VERBS[name]
-        return Method(contract.takes[name], partial(verb, contract))
+            missing = "fit method" if name == "Train" else "target column"
+            raise WrongState(f"model {model!r} has no {missing}, so it has no {name}")
+        return Method(contract.takes[name], partial(_VERBS[name], contract))
 
 
 async def predict(contract: Contract, call: Call, request: Any) -> Any:

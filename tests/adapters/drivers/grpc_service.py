@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from grpc_status import rpc_status
 
 from loopline.testing.adapter import Driver, Refusal, Row, Said
 
-VERBS = "predict null ids versions deadline stream learn outcome train describe tokens"
+VERBS = "predict ids versions deadline stream null learn outcome train describe tokens"
 
 
 class GrpcService(Driver):
@@ -170,7 +171,7 @@ class GrpcService(Driver):
     def describe(self, model: str) -> Row:
         told = json_format.MessageToDict(self.call(model, "Describe", b""))
         inputs = list(told["schema"]["properties"]) if "properties" in told["schema"] else []
-        return {"name": told["name"], "version": int(told["champion"]), "inputs": inputs}
+        return {"name": told["name"], "version": int(told["champion"] or 0), "inputs": inputs}
 
     def close(self) -> None:
         self.channel.close()
@@ -193,7 +194,8 @@ class _Bearer(
 
 def service_of(model: str) -> str:
     """The full name of a model's service."""
-    return f"loopline.v1.{''.join(word.capitalize() for word in model.split('_'))}Service"
+    words = re.sub("(?:^|_)([a-z])", lambda found: found[1].upper(), model)
+    return f"loopline.v1.{words}Service"
 
 
 def _bytes(message: Any) -> bytes:
@@ -249,10 +251,7 @@ def refusal(error: Any) -> Refusal:
     for each in status.details if status else ():
         each.Unpack(info)
         each.Unpack(request)
-    plain = {
-        "DEADLINE_EXCEEDED": "timeout",
-        "RESOURCE_EXHAUSTED": "too-large",
-        "UNIMPLEMENTED": "wrong-state",  # a model's service has the methods of what it can do
-    }
-    code = info.reason or plain.get(error.code().name, error.code().name)
+    code = info.reason or {"DEADLINE_EXCEEDED": "timeout", "RESOURCE_EXHAUSTED": "too-large"}.get(
+        error.code().name, error.code().name
+    )
     return Refusal(code, error.details(), [each.field for each in request.field_violations])

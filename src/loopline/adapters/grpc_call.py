@@ -108,7 +108,8 @@ class Call(NamedTuple):
         Raises:
             Unavailable: the server stopped reading; what it had read was answered.
         """
-        places = asyncio.Semaphore(MOST_PENDING)
+        # One stream leaves room in the queue for the others.
+        places = asyncio.Semaphore(max(1, min(MOST_PENDING, self.loop.settings.max_queue // 2)))
         pending: asyncio.Queue[asyncio.Future[T] | None] = asyncio.Queue()
 
         async def read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,8 @@ class GrpcService(Driver):
         if model not in self._pools:
             self._pools[model] = DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
         try:
-            found = self._pools[model].FindServiceByName(full).FindMethodByName(name)
+            with refusals():
+                found = self._pools[model].FindServiceByName(full).FindMethodByName(name)
         except KeyError:
             # A client without a contract can still call by name; it is told that there is none.
             del self._pools[model]
@@ -168,7 +170,8 @@ class GrpcService(Driver):
 
     def describe(self, model: str) -> Row:
         told = json_format.MessageToDict(self.call(model, "Describe", b""))
-        inputs = list(told["schema"]["properties"]) if "properties" in told["schema"] else []
+        row = self.request(model, {}).DESCRIPTOR.fields_by_name["row"].message_type
+        inputs = [field.json_name for field in row.fields]
         return {"name": told["name"], "version": int(told["champion"] or 0), "inputs": inputs}
 
     def close(self) -> None:
@@ -192,7 +195,8 @@ class _Bearer(
 
 def service_of(model: str) -> str:
     """The full name of a model's service."""
-    return f"loopline.v1.{''.join(word.capitalize() for word in model.split('_'))}Service"
+    words = re.sub("(?:^|_)([a-z])", lambda found: found[1].upper(), model)
+    return f"loopline.v1.{words}Service"
 
 
 def _bytes(message: Any) -> bytes:

@@ -90,7 +90,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._pool = ThreadPoolExecutor(32, thread_name_prefix="grpc")
         self._inference = grpc_inference.Inference()
         self._contracts = grpc_service.Contracts(loop)
-        self._gathering = Gathering(loop.serving)
+        self._gathering = Gathering(loop.serving, loop.settings.max_queue)
         self._readers: set[asyncio.Task[None]] = set()
         self._handlers: dict[str, Handler] = {}
         self._leaving = False

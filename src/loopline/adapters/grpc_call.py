@@ -33,8 +33,9 @@ class Gathering:
     calls a second again. Who comes alone does not wait.
     """
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, most: int) -> None:
         self._serving = serving
+        self._most = min(MOST_GATHERED, most)
         self._waiting: list[Awaited] = []
         self._last = 0.0
 
@@ -44,7 +45,7 @@ class Gathering:
         future: asyncio.Future[Answered] = running.create_future()
         self._waiting.append(Awaited(ask, future))
         alone, self._last = now - self._last > GAP, now
-        if alone or len(self._waiting) >= MOST_GATHERED:
+        if alone or len(self._waiting) >= self._most:
             self._enqueue()
         elif len(self._waiting) == 1:
             running.call_later(GATHER, self._enqueue)
@@ -108,8 +109,9 @@ class Call(NamedTuple):
         Raises:
             Unavailable: the server stopped reading; what it had read was answered.
         """
-        # One stream leaves room in the queue for the others.
-        places = asyncio.Semaphore(max(1, min(MOST_PENDING, self.loop.settings.max_queue // 2)))
+        # One stream alone does not fill a model's queue.
+        most = min(MOST_PENDING, self.loop.settings.max_queue // 2)
+        places = asyncio.Semaphore(max(1, most))
         pending: asyncio.Queue[asyncio.Future[T] | None] = asyncio.Queue()
 
         async def read() -> None:

@@ -170,7 +170,8 @@ class GrpcService(Driver):
 
     def describe(self, model: str) -> Row:
         told = json_format.MessageToDict(self.call(model, "Describe", b""))
-        inputs = list(told["schema"]["properties"]) if "properties" in told["schema"] else []
+        row = self.request(model, {}).DESCRIPTOR.fields_by_name["row"].message_type
+        inputs = [field.json_name for field in row.fields]
         return {"name": told["name"], "version": int(told["champion"] or 0), "inputs": inputs}
 
     def close(self) -> None:

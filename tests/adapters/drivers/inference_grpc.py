@@ -94,6 +94,8 @@ class InferenceGrpc(Driver):
 
 def tensors(rows: Sequence[Row], ids: Sequence[str] | None) -> list[Any]:
     """Rows as tensors, each of the datatype that its values have."""
+    if any(None in row.values() for row in rows):
+        raise NotImplementedError("a tensor has no null")
     found = []
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]

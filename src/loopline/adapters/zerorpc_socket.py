@@ -98,7 +98,9 @@ class Socket:
             self._watched, self._running = [], running
             self.close()
             self.end()
-            raise Unavailable(f"cannot listen at {self.endpoint}: {os.strerror(error.errno)}") from error
+            raise Unavailable(
+                f"cannot listen at {self.endpoint}: {os.strerror(error.errno or 0)}"
+            ) from error
         self.endpoint = socket.get_string(zmq.LAST_ENDPOINT)
         self._running = running
         for each, act in self._watched:

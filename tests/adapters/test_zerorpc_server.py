@@ -17,7 +17,6 @@ import msgpack
 import numpy as np
 import pytest
 import uvloop
-import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zmq.auth import create_certificates, load_certificate
@@ -109,6 +108,8 @@ class Thing:
             raise SystemExit(3)
         if what == "mute":
             raise Mute
+        if what == "stop":
+            raise StopIteration
         if what == "surrogates":
             raise ValueError("lone \ud800")
         if what == "loop":
@@ -259,6 +260,7 @@ def test_introspection_tells_names_arguments_and_docs(raw: Raw) -> None:
         ("odd", ["text"], "UnicodeEncodeError", ""),
         ("odd", ["loop"], "RecursionError", ""),
         ("odd", ["exit"], "RuntimeError", "SystemExit"),
+        ("odd", ["stop"], "RuntimeError", "StopIteration"),
         ("odd", ["surrogates"], "ValueError", "\\ud800"),
         ("odd", ["mute"], "Mute", ""),
         ("odd", ["nothing such"], "KeyError", "nothing such"),
@@ -824,6 +826,3 @@ def test_a_forwarder_needs_the_servers_key(tmp_path: Path) -> None:
         forward("tcp://127.0.0.1:*", "tcp://127.0.0.1:1", tmp_path)
     with pytest.raises(InvalidInput, match="reached by others"):
         forward("tcp://0.0.0.0:*", "tcp://127.0.0.1:1", tmp_path)
-
-
-assert zmq.has("curve")

@@ -331,7 +331,10 @@ class Server:
             return
         call.size = size
         client.held += size
-        self._dispatch(call, event.name, event.args)
+        try:
+            self._dispatch(call, event.name, event.args)
+        except Exception as error:
+            call.fail(error)
 
     def _dispatch(self, call: Call, name: str, args: list[Any]) -> None:
         method = self._own.get(name) or self._methods.get(name)
@@ -341,11 +344,7 @@ class Server:
             return
         result: Any = partial(call.run, method.function, *args)
         if method.on_loop:
-            try:
-                result = method.function(*((call, *args) if method.with_call else args))
-            except Exception as error:
-                call.fail(error)
-                return
+            result = method.function(*((call, *args) if method.with_call else args))
         if result is not None or not method.with_call:
             call.work = self._loop.create_task(self._work(call, result))
 
@@ -379,7 +378,7 @@ class Server:
             pulling.add_done_callback(lambda _: getattr(items, "close", int)())
 
     def thread(self, work: Callable[[], Any]) -> Future[Any]:
-        """Run something in a thread; what would end the process is an error like others."""
+        """Run something in a thread; what would end the process or an iteration is an error too."""
         return self._pool.submit(_harmless, work)
 
     # Sending.
@@ -438,6 +437,7 @@ class Server:
 
     def _tick(self) -> None:
         """Beat where it is time to, and give up calls whose clients have fallen silent."""
+        self._timer = self._loop.call_later(self.heartbeat / 10, self._tick)
         self._look()
         now = self.clock()
         # After a standstill of our own, what clients said meanwhile has yet to be read.
@@ -448,7 +448,6 @@ class Server:
             elif now >= call.due:
                 call.due = now + self.heartbeat
                 self._beat(call)
-        self._timer = self._loop.call_later(self.heartbeat / 10, self._tick)
 
     def _beat(self, call: Call) -> None:
         if not (call.ended or call.client.outbox):
@@ -496,9 +495,9 @@ def _key(route: Route, id: Any) -> Any:
 def _harmless(work: Callable[[], Any]) -> Any:
     try:
         return work()
-    except Exception:
-        raise
     except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 

@@ -802,11 +802,11 @@ def test_a_forwarder_lets_plain_clients_through(
     with served(Thing(), keys=keys, heartbeat=0.5) as running:
         mine.mkdir()
         (mine / "server.key").write_bytes((keys / "server.key").read_bytes())
+        create_certificates(mine, "client")
+        (keys / "clients" / "door.key").write_bytes((mine / "client.key").read_bytes())
         command = [sys.executable, "-m", "loopline", "zerorpc-forward", running.endpoint]
         forwarder = subprocess.Popen([*command, "--listen", door, "--keys", str(mine)])
         try:
-            wait_until(lambda: (mine / "client.key_secret").exists(), 30)
-            (keys / "clients" / "door.key").write_bytes((mine / "client.key").read_bytes())
             with client(door) as raw, client(door) as other:
                 assert raw.ask("hello", "you", timeout=30) == "Hello, you"
                 id = other.call("acount", 5)
@@ -824,5 +824,6 @@ def test_a_forwarder_needs_the_servers_key(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput, match="public key"):
         forward("tcp://127.0.0.1:*", "tcp://127.0.0.1:1", tmp_path)
+    assert (tmp_path / "client.key").exists()
     with pytest.raises(InvalidInput, match="reached by others"):
         forward("tcp://0.0.0.0:*", "tcp://127.0.0.1:1", tmp_path)

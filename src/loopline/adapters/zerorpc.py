@@ -405,11 +405,18 @@ class Server:
 
     def send(self, client: Client, route: Route, payload: bytes) -> None:
         """Send to a client, now or as soon as it takes more; forget one that is gone."""
+        if not client.outbox:
+            sent = self.socket.send(route, payload)
+            self._look_again()
+            if sent is None:
+                self._lose(client)
+            if sent is not False:
+                return
+            self._clients[client.identity] = client
+            self._loop.call_later(client.pause, self._flush, client)
         client.outbox.append((route, payload))
         client.waiting += len(payload)
-        if len(client.outbox) == 1:
-            self._flush(client)
-        elif client.waiting > self.limits.held:
+        if client.waiting > self.limits.held:
             self._lose(client)
 
     def _flush(self, client: Client) -> None:

@@ -17,7 +17,6 @@ import msgpack
 import numpy as np
 import pytest
 import uvloop
-import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zmq.auth import create_certificates, load_certificate
@@ -109,6 +108,8 @@ class Thing:
             raise SystemExit(3)
         if what == "mute":
             raise Mute
+        if what == "stop":
+            raise StopIteration
         if what == "surrogates":
             raise ValueError("lone \ud800")
         if what == "loop":
@@ -259,6 +260,7 @@ def test_introspection_tells_names_arguments_and_docs(raw: Raw) -> None:
         ("odd", ["text"], "UnicodeEncodeError", ""),
         ("odd", ["loop"], "RecursionError", ""),
         ("odd", ["exit"], "RuntimeError", "SystemExit"),
+        ("odd", ["stop"], "RuntimeError", "StopIteration"),
         ("odd", ["surrogates"], "ValueError", "\\ud800"),
         ("odd", ["mute"], "Mute", ""),
         ("odd", ["nothing such"], "KeyError", "nothing such"),
@@ -502,30 +504,28 @@ def beats(raw: Raw, id: Any, seconds: float) -> int:
 def test_heartbeats_go_on_while_a_method_works(method: str) -> None:
     """For every call, from its arrival to its answer, and not beyond."""
     thing = Thing()
-    with served(thing, heartbeat=0.2) as running, client(running.endpoint) as raw:
-        id = raw.call(method, 1.5)
-        until, count = time.monotonic() + 1.0, 0
-        while time.monotonic() < until:
-            raw.go_on(id, "_zpc_hb", [0])
-            count += beats(raw, id, 0.3)
-        assert count >= 3
-        assert raw.answer(id) == 1.5
-        assert raw.collect(0.6) == []
+    with served(thing, heartbeat=0.4) as running, client(running.endpoint) as raw:
+        id = raw.call(method, 2.5)
+        assert beats(raw, id, 1.0) >= 2
+        raw.go_on(id, "_zpc_hb", [0])
+        assert beats(raw, id, 0.5) >= 1
+        assert raw.wait_for(id) == 2.5
+        assert {event.name for event in raw.collect(0.3)} <= {"_zpc_hb"}
+        assert raw.collect(0.8) == []
 
 
 def test_heartbeats_begin_while_a_call_waits_for_its_turn() -> None:
     """The most common complaint about the original."""
     thing = Thing()
-    with served(thing, heartbeat=0.2, threads=1) as running, client(running.endpoint) as raw:
+    with served(thing, heartbeat=0.3, threads=1) as running, client(running.endpoint) as raw:
         first, second = raw.call("block", 5), raw.call("block", 0)
         for _ in range(3):
             raw.go_on(first, "_zpc_hb", [0])
             raw.go_on(second, "_zpc_hb", [0])
-            found = {event.header["response_to"] for event in raw.collect(0.4)}
+            found = {event.header["response_to"] for event in raw.collect(0.5)}
             assert found == {first, second}
         thing.release.set()
-        assert raw.answer(first) == 5
-        assert raw.answer(second) == 0
+        assert {e.args[0] for e in raw.collect(1.0) if e.name == "OK"} == {5, 0}
 
 
 def test_a_received_heartbeat_is_answered_at_once_but_not_without_end(raw: Raw) -> None:
@@ -543,10 +543,10 @@ def test_a_received_heartbeat_is_answered_at_once_but_not_without_end(raw: Raw) 
 def test_a_client_that_falls_silent_is_given_up(method: str) -> None:
     """What it asked for is cancelled; nothing else tells that it does not want it any more."""
     thing = Thing()
-    with served(thing, heartbeat=0.1) as running, client(running.endpoint) as raw:
+    with served(thing, heartbeat=0.3) as running, client(running.endpoint) as raw:
         id = raw.call(method, 1000)
-        for _ in range(4):  # well alive, although it says something only every other interval
-            time.sleep(0.2)
+        for _ in range(3):  # well alive, although it says something only every other interval
+            time.sleep(0.5)
             raw.go_on(id, "_zpc_hb", [0])
         assert running.open_calls() == 1
         flag = thing.cancelled if method == "doze" else thing.closed
@@ -575,11 +575,11 @@ def test_work_of_a_silent_client_that_has_not_begun_never_does() -> None:
 def test_a_client_that_hangs_up_is_noticed_at_the_next_beat() -> None:
     """Its connection is gone, which sending to it tells."""
     thing = Thing()
-    with served(thing, heartbeat=0.5) as running:
+    with served(thing, heartbeat=2.0) as running:
         with client(running.endpoint) as raw:
             raw.call("doze", 1000)
             wait_until(lambda: running.open_calls() == 1)
-        assert thing.cancelled.wait(1.2)
+        assert thing.cancelled.wait(4.5)
         assert running.open_calls() == 0
 
 
@@ -588,18 +588,15 @@ def test_a_standstill_of_the_server_is_not_held_against_its_clients() -> None:
     thing = Thing()
 
     async def stand_still() -> None:
-        time.sleep(1.0)
+        time.sleep(2.0)
 
-    with served(thing, heartbeat=0.1) as running, client(running.endpoint) as raw:
-        id = raw.call("doze", 1.2)
+    with served(thing, heartbeat=0.3) as running, client(running.endpoint) as raw:
+        id = raw.call("doze", 2.2)
         wait_until(lambda: running.open_calls() == 1)
         halt = threading.Thread(target=lambda: running.run(stand_still()))
         halt.start()
-        for _ in range(14):
-            raw.go_on(id, "_zpc_hb", [0])
-            time.sleep(0.1)
+        assert raw.wait_for(id) == 2.2
         halt.join()
-        assert raw.answer(id) == 1.2
 
 
 # Limits.
@@ -805,11 +802,11 @@ def test_a_forwarder_lets_plain_clients_through(
     with served(Thing(), keys=keys, heartbeat=0.5) as running:
         mine.mkdir()
         (mine / "server.key").write_bytes((keys / "server.key").read_bytes())
+        create_certificates(mine, "client")
+        (keys / "clients" / "door.key").write_bytes((mine / "client.key").read_bytes())
         command = [sys.executable, "-m", "loopline", "zerorpc-forward", running.endpoint]
         forwarder = subprocess.Popen([*command, "--listen", door, "--keys", str(mine)])
         try:
-            wait_until(lambda: (mine / "client.key_secret").exists(), 30)
-            (keys / "clients" / "door.key").write_bytes((mine / "client.key").read_bytes())
             with client(door) as raw, client(door) as other:
                 assert raw.ask("hello", "you", timeout=30) == "Hello, you"
                 id = other.call("acount", 5)
@@ -827,8 +824,6 @@ def test_a_forwarder_needs_the_servers_key(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput, match="public key"):
         forward("tcp://127.0.0.1:*", "tcp://127.0.0.1:1", tmp_path)
+    assert (tmp_path / "client.key").exists()
     with pytest.raises(InvalidInput, match="reached by others"):
         forward("tcp://0.0.0.0:*", "tcp://127.0.0.1:1", tmp_path)
-
-
-assert zmq.has("curve")

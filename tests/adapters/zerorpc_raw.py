@@ -95,6 +95,16 @@ class Raw:
                 raise Err(name, message, event.header)
         raise TimeoutError("there was no answer")
 
+    def wait_for(self, id: Any) -> Any:
+        """The answer of a channel, while beating for it as clients do."""
+        for _ in range(200):
+            self.go_on(id, "_zpc_hb", [0])
+            try:
+                return self.answer(id, 0.1)
+            except TimeoutError:
+                continue
+        raise TimeoutError("there was no answer")
+
     def ask(self, name: str, *args: Any, timeout: float = 10.0, **header: Any) -> Any:
         """Call, and wait for the answer."""
         return self.answer(self.call(name, *args, **header), timeout)

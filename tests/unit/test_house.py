@@ -36,6 +36,7 @@ IMPORTED_AS = {
     "grpcio-reflection": "grpc_reflection",
     "grpcio-status": "grpc_status",
     "protobuf": "google",
+    "pyzmq": "zmq",
     "scikit-learn": "sklearn",
 }
 OWN_BASES = {"Protocol", "Record", "msgspec.Struct", "StrEnum"}

@@ -331,7 +331,10 @@ class Server:
             return
         call.size = size
         client.held += size
-        self._dispatch(call, event.name, event.args)
+        try:
+            self._dispatch(call, event.name, event.args)
+        except Exception as error:
+            call.fail(error)
 
     def _dispatch(self, call: Call, name: str, args: list[Any]) -> None:
         method = self._own.get(name) or self._methods.get(name)
@@ -341,11 +344,7 @@ class Server:
             return
         result: Any = partial(call.run, method.function, *args)
         if method.on_loop:
-            try:
-                result = method.function(*((call, *args) if method.with_call else args))
-            except Exception as error:
-                call.fail(error)
-                return
+            result = method.function(*((call, *args) if method.with_call else args))
         if result is not None or not method.with_call:
             call.work = self._loop.create_task(self._work(call, result))
 
@@ -379,7 +378,7 @@ class Server:
             pulling.add_done_callback(lambda _: getattr(items, "close", int)())
 
     def thread(self, work: Callable[[], Any]) -> Future[Any]:
-        """Run something in a thread; what would end the process is an error like others."""
+        """Run something in a thread; what would end the process or an iteration is an error too."""
         return self._pool.submit(_harmless, work)
 
     # Sending.
@@ -406,11 +405,18 @@ class Server:
 
     def send(self, client: Client, route: Route, payload: bytes) -> None:
         """Send to a client, now or as soon as it takes more; forget one that is gone."""
+        if not client.outbox:
+            sent = self.socket.send(route, payload)
+            self._look_again()
+            if sent is None:
+                self._lose(client)
+            if sent is not False:
+                return
+            self._clients[client.identity] = client
+            self._loop.call_later(client.pause, self._flush, client)
         client.outbox.append((route, payload))
         client.waiting += len(payload)
-        if len(client.outbox) == 1:
-            self._flush(client)
-        elif client.waiting > self.limits.held:
+        if client.waiting > self.limits.held:
             self._lose(client)
 
     def _flush(self, client: Client) -> None:
@@ -438,6 +444,7 @@ class Server:
 
     def _tick(self) -> None:
         """Beat where it is time to, and give up calls whose clients have fallen silent."""
+        self._timer = self._loop.call_later(self.heartbeat / 10, self._tick)
         self._look()
         now = self.clock()
         # After a standstill of our own, what clients said meanwhile has yet to be read.
@@ -448,7 +455,6 @@ class Server:
             elif now >= call.due:
                 call.due = now + self.heartbeat
                 self._beat(call)
-        self._timer = self._loop.call_later(self.heartbeat / 10, self._tick)
 
     def _beat(self, call: Call) -> None:
         if not (call.ended or call.client.outbox):
@@ -496,9 +502,9 @@ def _key(route: Route, id: Any) -> Any:
 def _harmless(work: Callable[[], Any]) -> Any:
     try:
         return work()
-    except Exception:
-        raise
     except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 

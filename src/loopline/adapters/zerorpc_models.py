@@ -67,6 +67,9 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
     probabilities: bool = False
 
 
+_NONE = Options()
+
+
 def create(loop: Loop) -> Listener:
     """Make the ZeroRPC server of a loop's models, at the endpoint that its settings name.
 
@@ -363,7 +366,7 @@ def _lists(value: Any, depth: int = 0) -> Any:
 
 def _options(given: Any) -> Options:
     if given is None:
-        return Options()
+        return _NONE
     try:
         return msgspec.convert(given, Options)
     except msgspec.ValidationError as error:

@@ -12,6 +12,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from loopline.errors import InvalidInput, MissingExtra, Unavailable
 try:
     import zmq
     from zmq.auth import create_certificates, load_certificate
+    from zmq.backend import Socket as Bare
     from zmq.utils import z85
     from zmq.utils.monitor import parse_monitor_message
 except ImportError as error:
@@ -82,6 +84,7 @@ class Socket:
         self._complain = complain
         self._context = zmq.Context()
         self._socket = socket = self._context.socket(zmq.ROUTER)
+        self._send = partial(Bare.send, socket)  # without what pyzmq adds to it, which takes time
         for option, value in self._options.items():
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(FAILED)
@@ -99,7 +102,7 @@ class Socket:
             self.close()
             self.end()
             raise Unavailable(
-                f"cannot listen at {self.endpoint}: {os.strerror(error.errno)}"
+                f"cannot listen at {self.endpoint}: {os.strerror(error.errno or 0)}"
             ) from error
         self.endpoint = socket.get_string(zmq.LAST_ENDPOINT)
         self._running = running
@@ -156,7 +159,7 @@ class Socket:
 
     def send(self, route: Route, payload: bytes) -> bool | None:
         """Send without waiting; False if the peer takes nothing now, None if it is gone."""
-        put = self._socket.send
+        put = self._send
         try:
             put(route[0], MORE)
         except zmq.Again:

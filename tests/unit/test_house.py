@@ -32,7 +32,7 @@ CEILING = {"core": 11_050, "backends": 4_400, "cli and client": 2_500, "testing"
 SPEAKING = ("cli", "demo")
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 OWN_BASES = {"Protocol", "Record", "msgspec.Struct", "StrEnum"}
-NAMED_TO_UVICORN = {"httptools", "uvloop"}
+NAMED_TO_UVICORN = {"httptools", "uvloop", "websockets"}
 
 Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -16,9 +16,10 @@ from litestar.response import Stream
 
 from loopline.access import TRUSTED
 from loopline.adapters.http_openapi import Route
-from loopline.adapters.http_predict import QUERIES, ROUTE, Express, predict
+from loopline.adapters.http_predict import QUERIES, ROUTE, Express
 from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
 from loopline.adapters.http_socket import converse
+from loopline.adapters.http_stream import is_stream, predict
 from loopline.adapters.http_wire import (
     Answer,
     Crossing,
@@ -175,7 +176,9 @@ class Door:
                 await desk.identify(bearer(headers))
             if method in CHANGING and not self._loop.access.required:
                 check_origin(headers)
-            found = ROUTE.fullmatch(path) if method == "POST" and self._quick else None
+            # Of a stream, the router would take the rows for a sign that the caller is gone.
+            here = method == "POST" and (self._quick or is_stream(headers))
+            found = ROUTE.fullmatch(path) if here else None
             if found is not None:
                 desk.path = {"model": found[1]}
                 desk.query = read_query(scope["query_string"], QUERIES)
@@ -218,11 +221,16 @@ class _Counted:
 
 async def _respond(send: Send, answer: Answer) -> None:
     body = answer.body
-    assert isinstance(body, bytes)
     headers = [
         (b"content-type", answer.media_type.encode("latin-1")),
-        (b"content-length", b"%d" % len(body)),
         *((n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()),
     ]
+    if isinstance(body, bytes):
+        headers.insert(1, (b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    if isinstance(body, bytes):
+        await send({"type": "http.response.body", "body": body})
+        return
+    async for part in body:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body"})

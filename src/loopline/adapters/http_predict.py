@@ -60,7 +60,7 @@ async def predict(desk: Desk) -> Answer:
         ids=_ids(desk.headers),
         version=desk.query.get("version"),
         alias=desk.query.get("alias"),
-        deadline=time.monotonic() + _limit(desk.loop, desk.query),
+        deadline=time.monotonic() + limit(desk.loop, desk.query),
         caller=desk.caller,
         kind=desk.kind(),
     )
@@ -70,7 +70,7 @@ async def predict(desk: Desk) -> Answer:
     except NotReady as error:
         await say_when(desk, model, error)
         raise
-    return _render(answered, desk.query, _format(desk.headers, ask.kind))
+    return _render(answered, desk.query, answer_kind(desk.headers, ask.kind))
 
 
 def _ids(headers: Headers) -> list[str] | None:
@@ -79,7 +79,7 @@ def _ids(headers: Headers) -> list[str] | None:
     return None if id is None else [id.decode("latin-1")]
 
 
-def _limit(loop: Loop, query: Options) -> float:
+def limit(loop: Loop, query: Options) -> float:
     """How many seconds the answer may take."""
     limit: float = query.get("timeout") or loop.settings.timeout
     return limit
@@ -103,7 +103,7 @@ async def say_when(desk: Desk, model: str, error: NotReady) -> None:
                 error.retry_after = 2.0
 
 
-def _format(headers: Headers, kind: str) -> str:
+def answer_kind(headers: Headers, kind: str) -> str:
     """The answer's content type: what is accepted, or else as the request came."""
     accept = headers.get(b"accept", b"*/*")
     for each, word in ((codecs.MSGPACK, b"msgpack"), (codecs.NDJSON, b"ndjson")):
@@ -220,7 +220,7 @@ class _Head:
         self.headers = headers
         self.token = bearer(headers)
         self.ids = _ids(headers)
-        self.limit = _limit(loop, query)
+        self.limit = limit(loop, query)
         self.version: int | None = query.get("version")
         self.alias: str | None = query.get("alias")
 

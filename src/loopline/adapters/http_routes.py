@@ -22,7 +22,8 @@ from loopline.adapters.http_openapi import (
     obj,
     predicted,
 )
-from loopline.adapters.http_predict import PATIENCE, QUERIES, VERSION, predict
+from loopline.adapters.http_predict import PATIENCE, QUERIES, VERSION
+from loopline.adapters.http_stream import predict
 from loopline.adapters.http_verbs import verb
 from loopline.adapters.http_wire import Answer, Desk, Query
 from loopline.loop import Loop

@@ -352,9 +352,8 @@ async def converse(desk: Desk, scope: Any, send: Send, tally: Tally) -> None:
     await desk.receive()
     found = ROUTE.fullmatch(inside(scope["path"], desk.prefix))
     if found is None:
-        tally.statuses[404] += 1
-        await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
-        await send({"type": "websocket.http.response.body", "body": b"no WebSocket is here\n"})
+        tally.statuses[403] += 1
+        await send({"type": "websocket.close"})
         return
     offered = scope["subprotocols"]
     token = next((word[len(BEARER) :] for word in offered if word.startswith(BEARER)), None)

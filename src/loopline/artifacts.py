@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -41,17 +42,21 @@ from loopline.records import Artifact
 CONTAINER = 1
 PICKLES = (".pkl", ".pickle", ".joblib")
 
-# Classes only (a capital after the last dot): a function could be made to run with anything.
+# Classes (a capital after the last dot) and special functions of numbers: any other function could
+# be made to run with anything.
 _TRUSTED = re.compile(
     r"""sklearn\.(?!externals|utils\._testing)(\w+\.)*_?[A-Z]\w*
     | lightgbm\.(sklearn\.LGBM\w+ | basic\.Booster)
     | xgboost\.(sklearn\.XGB\w+ | core\.Booster)
     | loopline\.(builtin\.[A-Z]\w* | features\.as_text)
+    | scipy\.special\._(special_)?ufuncs\.[a-z]\w*
     | scipy\.(interpolate\._bsplines\.BSpline | stats\._distn_infrastructure\.\w+_frozen)
     | numpy\.dtype
     | collections\.(OrderedDict|defaultdict|Counter)""",
     re.VERBOSE,
 )
+_seen: set[str] = set()
+"""Trusted types of earlier files: one that holds no others is audited once, while it is loaded."""
 _by_value = threading.Lock()
 _state = {"ours": False}
 
@@ -215,10 +220,15 @@ def _canonical(payload: bytes) -> bytes:
 
 def _from_skops(payload: bytes, trust: bool = False) -> Any:
     skops_io = _skops_io()
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    with suppress(UntrustedTypesFoundException):
+        return skops_io.loads(payload, trusted=[*_seen])
     types = skops_io.get_untrusted_types(data=payload)
     refused = [name for name in types if not _TRUSTED.fullmatch(name)]
     if refused and not trust:
         raise InvalidInput(f"the file holds types that are not trusted: {', '.join(refused)}")
+    _seen.update(set(types) - set(refused))
     return skops_io.loads(payload, trusted=types)
 
 
@@ -226,23 +236,26 @@ def own_process() -> None:
     """Say that this process is all ours, so that skops may be imported the quick way.
 
     skops lists every scikit-learn estimator when it is imported, and imports all of scikit-learn
-    for that (most of a second, and 20 MB), to have a list of trusted names. We trust by name
-    ourselves; but others who use skops in the same process would miss the list.
+    for that (most of a second, and 20 MB), and looks for the home of each special function in
+    every module there is, to have a list of trusted names. We trust by name ourselves; but others
+    who use skops in the same process would miss the list.
     """
     _state["ours"] = True
 
 
 def _skops_io() -> Any:
+    import scipy.special
     import sklearn.utils
 
-    listing = sklearn.utils.all_estimators
-    sklearn.utils.all_estimators = list if _state["ours"] else listing
+    listing, functions = sklearn.utils.all_estimators, scipy.special
     try:
+        if _state["ours"]:
+            sklearn.utils.all_estimators, scipy.special = list, ModuleType("scipy.special")
         from skops import io
 
         return io
     finally:
-        sklearn.utils.all_estimators = listing
+        sklearn.utils.all_estimators, scipy.special = listing, functions
 
 
 def _pickled(native: Any) -> bytes:

@@ -8,8 +8,10 @@ Only the position's compare-and-set makes it exact: a batch that is read twice c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
 
 import msgspec
 
@@ -34,19 +36,15 @@ from loopline.records import (
 )
 
 
-def observe(moments: Moments, value: float) -> Moments:
-    """Add one number to running moments (Welford, Technometrics 4(3), 1962)."""
-    count = moments.count + 1
-    delta = value - moments.mean
-    mean = moments.mean + delta / count
-    low, high = moments.minimum, moments.maximum
-    return Moments(
-        count=count,
-        mean=mean,
-        m2=moments.m2 + delta * (value - mean),
-        minimum=value if low is None or value < low else low,
-        maximum=value if high is None or value > high else high,
-    )
+def moments_of(values: Iterable[Any]) -> Moments:
+    """The moments of the finite numbers among some values; true and false are no numbers here."""
+    numbers = [v for v in values if type(v) in (float, int) and abs(v) <= sys.float_info.max]
+    if not numbers:
+        return Moments()
+    count = len(numbers)
+    mean = math.fsum(numbers) / count
+    m2 = math.fsum([(number - mean) ** 2 for number in numbers])
+    return Moments(count=count, mean=mean, m2=m2, minimum=min(numbers), maximum=max(numbers))
 
 
 def forget(moments: Moments, value: float) -> Moments:
@@ -313,7 +311,7 @@ class _Work(msgspec.Struct, kw_only=True):
         )
         self.known[prediction.id] = example
         self._score(example, 1)
-        self._add(example)
+        self.added[self.seq] = example
         status = OutcomeStatus.LATE if late else OutcomeStatus.JOINED
         return self._note(fact, revision, status, example.seq)
 
@@ -321,8 +319,8 @@ class _Work(msgspec.Struct, kw_only=True):
         """Add a row handed to `learn`."""
         self.seq += 1
         name, row = self.model.name, fact.row
-        self._add(
-            Example(model=name, seq=self.seq, row=row, label=fact.label, at=at, source="learn")
+        self.added[self.seq] = Example(
+            model=name, seq=self.seq, row=row, label=fact.label, at=at, source="learn"
         )
 
     def give_up(self, state: OutcomeState) -> None:
@@ -345,7 +343,7 @@ class _Work(msgspec.Struct, kw_only=True):
                 seq=self.seq,
                 matched=self.matched,
                 examples=self.seq,
-                moments=self.moments,
+                moments=self._measure(),
             ),
             outcomes=tuple(self.touched.values()),
             examples=tuple(self.added.values()),
@@ -373,13 +371,15 @@ class _Work(msgspec.Struct, kw_only=True):
         new = msgspec.structs.replace(old, label=fact.value, source=fact.source)
         self._score(old, -1)
         self._score(new, 1)
-        target = self.model.target
-        if target in self.moments and _numeric(old.label):
-            self.moments[target] = forget(self.moments[target], old.label)
-        self._see(target, new.label)
         self.known[fact.id] = new
-        into = self.added if new.seq in self.added else self.relabelled
-        into[new.seq] = new
+        fresh = new.seq in self.added
+        (self.added if fresh else self.relabelled)[new.seq] = new
+        target = self.model.target
+        if not fresh and target is not None:
+            moments = self.moments.get(target, Moments())
+            if moments_of([old.label]).count:
+                moments = forget(moments, old.label)
+            self.moments[target] = merge(moments, moments_of([new.label]))
         return self._note(fact, revision, OutcomeStatus.CORRECTED, new.seq)
 
     def _note(
@@ -410,17 +410,17 @@ class _Work(msgspec.Struct, kw_only=True):
             example.label,
         )
         key = (example.version, scoring.cohort(example.predicted_at))
-        self.sums[key] = scoring.add(self.sums.get(key, {}), part, sign)
+        scoring.accumulate(self.sums.setdefault(key, {}), part, sign)
 
-    def _add(self, example: Example) -> None:
-        self.added[example.seq] = example
-        for name, value in zip(self.columns, example.row, strict=False):
-            self._see(name, value)
-        self._see(self.model.target, example.label)
-
-    def _see(self, name: str | None, value: Any) -> None:
-        if name and _numeric(value):
-            self.moments[name] = observe(self.moments.get(name, Moments()), value)
+    def _measure(self) -> dict[str, Moments]:
+        """The moments of every column, with the rows that are new in this batch."""
+        examples = self.added.values()
+        columns = dict(zip(self.columns, zip_longest(*(e.row for e in examples)), strict=False))
+        if self.model.target is not None:
+            columns[self.model.target] = tuple(example.label for example in examples)
+        fresh = {name: moments_of(values) for name, values in columns.items()}
+        seen = {n: merge(self.moments.get(n, Moments()), m) for n, m in fresh.items() if m.count}
+        return {**self.moments, **seen}
 
 
 def _revision(fact: OutcomeFact) -> float:
@@ -428,10 +428,6 @@ def _revision(fact: OutcomeFact) -> float:
     if fact.source == facts.TIMEOUT:
         return 0.0
     return fact.arrival if fact.at is None else fact.at
-
-
-def _numeric(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _same(a: Any, b: Any) -> bool:

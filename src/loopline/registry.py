@@ -23,6 +23,7 @@ from loopline.artifacts import Keys
 from loopline.codecs import pack_table
 from loopline.contracts import BlobStore, Store
 from loopline.errors import FieldError, InvalidInput, MissingExtra, Unavailable
+from loopline.join import moments_of
 from loopline.model import Adopted, adopt
 from loopline.recipes import estimator
 from loopline.records import (
@@ -319,7 +320,7 @@ def _schema(definition: Definition, adopted: Adopted, frame: pandas.DataFrame | 
         used = adopted.fields(schema)
         return replace(schema, fields=tuple(replace(f, used=f.name in used) for f in schema.fields))
     if definition.schema is not None:
-        return declare(definition.schema)
+        return declare(definition.schema, definition.target)
     return adopted.schema or Schema(fields=(), output=None, columns=(), open=True)
 
 
@@ -331,19 +332,9 @@ def _task(definition: Definition, adopted: Adopted, schema: Schema) -> str:
 
 def _moments(frame: pandas.DataFrame) -> dict[str, Moments]:
     """The moments of every numeric column of a base data set."""
-    found: dict[str, Moments] = {}
-    for column in frame.select_dtypes("number").columns:
-        values = frame[column].dropna()
-        if len(values):
-            mean = float(values.mean())
-            found[str(column)] = Moments(
-                count=len(values),
-                mean=mean,
-                m2=float(((values - mean) ** 2).sum()),
-                minimum=float(values.min()),
-                maximum=float(values.max()),
-            )
-    return found
+    numbers = frame.select_dtypes("number").astype("float64")
+    found = {str(name): moments_of(numbers[name].tolist()) for name in numbers.columns}
+    return {name: moments for name, moments in found.items() if moments.count}
 
 
 def _learned(record: ModelRecord) -> tuple[Any, ...]:

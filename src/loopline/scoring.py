@@ -90,9 +90,14 @@ def _chance(probabilities: Sequence[float], classes: Sequence[Any], label: Any) 
 def add(a: Mapping[str, float], b: Mapping[str, float], sign: int = 1) -> Sums:
     """Add sums up; `sign=-1` takes `b` out again."""
     total = dict(a)
-    for name, value in b.items():
-        total[name] = total.get(name, 0.0) + sign * value
+    accumulate(total, b, sign)
     return total
+
+
+def accumulate(total: Sums, part: Mapping[str, float], sign: int = 1) -> None:
+    """Add to sums in place."""
+    for name, value in part.items():
+        total[name] = total.get(name, 0.0) + sign * value
 
 
 def metrics(task: str, sums: Mapping[str, float]) -> dict[str, float]:

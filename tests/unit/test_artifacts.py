@@ -610,3 +610,24 @@ def test_what_cannot_be_stored(blobs: FileBlobs, keys: Keys) -> None:
 
     with pytest.raises(InvalidInput, match="Locked can't be stored"):
         save(adopt(Locked()), blobs, keys)
+
+
+def test_a_process_of_our_own_trusts_the_same_special_functions() -> None:
+    """Importing skops the quick way forgets no estimator and no function that it trusts."""
+    told = subprocess.run([sys.executable, "-c", SPECIAL], capture_output=True, text=True)
+    assert (told.stdout, told.stderr) == ("True True True\n", "")
+
+
+SPECIAL = """
+import numpy, scipy.special
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from loopline import artifacts
+
+artifacts.own_process()
+found = []
+for function in (scipy.special.expit, scipy.special.gammaln, numpy.log1p):
+    payload = artifacts._skops(make_pipeline(FunctionTransformer(function)))
+    found.append(artifacts._from_skops(payload).steps[0][1].func is function)
+print(*found)
+"""

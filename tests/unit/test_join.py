@@ -22,7 +22,7 @@ from loopline.facts import (
     outcomes_topic,
     prediction_events,
 )
-from loopline.join import Join, forget, merge, observe, summarise
+from loopline.join import Join, forget, merge, moments_of, summarise
 from loopline.policy import Every, write
 from loopline.records import (
     Artifact,
@@ -243,20 +243,18 @@ def test_every_n_outcomes_is_exact_however_they_are_batched(
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.integers(0, 30))
 def test_moments_agree_with_numpy(values: list[float], cut: int) -> None:
-    """Observing one by one, merging parts and forgetting give what numpy computes at once."""
-    left, right = Moments(), Moments()
+    """Merging one by one or in parts, and forgetting, give what numpy computes at once."""
+    left = Moments()
     for value in values[:cut]:
-        left = observe(left, value)
-    for value in values[cut:]:
-        right = observe(right, value)
-    whole = merge(left, right)
+        left = merge(left, moments_of([value]))
+    whole = merge(left, moments_of([None, True, *values[cut:], "text", math.nan, math.inf]))
     shown = summarise({"x": whole})["x"]
     assert shown["count"] == len(values)
     assert shown["mean"] == pytest.approx(float(numpy.mean(values)), abs=1e-6)
     assert (shown["min"], shown["max"]) == (min(values), max(values))
     if len(values) > 1:
         assert shown["std"] == pytest.approx(float(numpy.std(values, ddof=1)), abs=1e-3)
-    extra = observe(whole, 7.5)
+    extra = merge(whole, moments_of([7.5]))
     assert forget(extra, 7.5).mean == pytest.approx(whole.mean, abs=1e-6)
     assert math.isclose(forget(extra, 7.5).m2, whole.m2, abs_tol=1e-1, rel_tol=1e-6)
 

@@ -280,6 +280,19 @@ bad = st.sampled_from([{"x": "abc"}, {}, {"x": None}, {"x": 1, "z": 2}, [], "tex
 several = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=4).map(lambda xs: {"x": xs})
 
 
+@pytest.mark.parametrize("with_target", [True, False])
+def test_a_declared_model_is_taught_from_nothing(tmp_path: Path, with_target: bool) -> None:
+    """Without data, a declared input and the target's name are enough to learn and be trained."""
+    properties = {name: {"type": "number"} for name in ("x", "y")[: 1 + with_target]}
+    declared = {"type": "object", "properties": properties, "required": [*properties]}
+    app = Loopline(tmp_path, store="memory:", log="memory:")
+    with app.add("line", LinearRegression(), schema=declared, target="y"):
+        taken = app.loop.learn("line", [{"x": float(x), "y": 1.0 + 2.0 * x} for x in range(5)])
+        assert (taken["accepted"], taken["rows"]) == (5, 5)
+        assert app.loop.train("line", wait=60).state is JobState.DONE
+        assert app.loop.predict("line", {"x": 10.0}).predictions[0].output == pytest.approx(21.0)
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

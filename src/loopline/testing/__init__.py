@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "AdapterSuite": "adapter",
     "BlobSuite": "blobs",
     "DurableLogSuite": "log",
     "LogSuite": "log",
@@ -13,7 +14,7 @@ _HOMES = {
     "check_model": "checks",
 }
 
-__all__ = ["BlobSuite", "DurableLogSuite", "LogSuite", "StoreSuite", "check_model"]
+__all__ = ["AdapterSuite", "BlobSuite", "DurableLogSuite", "LogSuite", "StoreSuite", "check_model"]
 
 
 def __getattr__(name: str) -> Any:

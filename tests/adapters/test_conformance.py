@@ -1,0 +1,77 @@
+"""Every adapter passes one suite, over one real server."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from loopline.access import Access
+from loopline.client import Client
+from loopline.opening import open_store
+from loopline.testing import AdapterSuite
+from loopline.testing.adapter import APP, SETTINGS, Speak
+from tests.adapters.drivers.http_json import HttpJson
+from tests.servers import Server
+
+
+class Place(NamedTuple):
+    """Where the server is, and the right to do everything there."""
+
+    url: str
+    token: str
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]
+) -> Iterator[Place]:
+    """The server that the suite describes, with two versions of its classifier."""
+    folder = tmp_path_factory.mktemp("conformance")
+    (folder / "app.py").write_text(APP)
+    (folder / "data").mkdir()
+    token = Access(open_store(f"sqlite:///{folder}/data/store.db")).issue("suite", ["admin"])
+    [port] = free_ports(1)
+    server = Server(folder, port, "app.py", "--token-required")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setitem(os.environ, name, value)
+        server.start("/livez")
+    try:
+        with Client(server.url, token=token) as client:
+            for name in ("iris", "line"):
+                until_answered(client, name)
+            client.train("iris", wait=100)
+        yield Place(server.url, token)
+    finally:
+        server.stop()
+
+
+def until_answered(client: Client, model: str) -> None:
+    """Wait for a model's first training."""
+    deadline = time.monotonic() + 100.0
+    while client.describe(model)["champion"] is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+class _Suite(AdapterSuite):
+    @pytest.fixture
+    def token(self, place: Place) -> str:
+        return place.token
+
+    @pytest.fixture
+    def client(self, place: Place) -> Iterator[Client]:
+        with Client(place.url, token=place.token) as client:
+            yield client
+
+
+class TestHttpJson(_Suite):
+    """HTTP with JSON."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: HttpJson(place.url, token)

@@ -15,6 +15,9 @@ from loopline.opening import open_store
 from loopline.testing import AdapterSuite
 from loopline.testing.adapter import APP, SETTINGS, Speak
 from tests.adapters.drivers.http_json import HttpJson
+from tests.adapters.drivers.messagepack import MessagePack
+from tests.adapters.drivers.ndjson import NdJson
+from tests.adapters.drivers.websocket import WebSocket
 from tests.servers import Server
 
 
@@ -75,3 +78,27 @@ class TestHttpJson(_Suite):
     @pytest.fixture
     def speak(self, place: Place) -> Speak:
         return lambda token: HttpJson(place.url, token)
+
+
+class TestMessagePack(_Suite):
+    """HTTP with MessagePack."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: MessagePack(place.url, token)
+
+
+class TestNdJson(_Suite):
+    """HTTP with rows in lines."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: NdJson(place.url, token)
+
+
+class TestWebSocket(_Suite):
+    """A WebSocket for each model."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: WebSocket(place.url, token)

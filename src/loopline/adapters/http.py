@@ -15,8 +15,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
 from loopline.access import TRUSTED
+from loopline.adapters import http_inference as inference
 from loopline.adapters.http_openapi import Route
-from loopline.adapters.http_predict import QUERIES, ROUTE, Express
+from loopline.adapters.http_predict import QUERIES, ROUTE, Express, PredictHead
 from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
 from loopline.adapters.http_socket import converse
 from loopline.adapters.http_stream import is_stream, predict
@@ -43,7 +44,8 @@ from loopline.loop import Loop
 Req = Request[Any, Any, Any]
 
 DESK = "loopline.desk"
-OPEN = frozenset({"/livez", "/readyz", "/ping", *FILES})
+HEALTH = ("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")
+OPEN = frozenset({*HEALTH, *FILES})
 """Paths that need no token: health, and a page that holds nothing but a form for the token."""
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -120,7 +122,13 @@ def _on_error(request: Req, error: Exception) -> Response[bytes] | Stream:
         error = Refused("unknown-path", f"there is nothing at {path}; see /docs")
     elif isinstance(error, HTTPException) and error.status_code == 400:
         error = Unreadable(f"the request cannot be read: {error.detail}")
-    return _response(problem(error, desk.instance, desk.loop.settings.debug))
+    return _response(_refusal(path, error, desk))
+
+
+def _refusal(path: str, error: Exception, desk: Desk) -> Answer:
+    """An exception in the words of the protocol that has this path."""
+    spell = inference.refused if inference.PATH.fullmatch(path) else problem
+    return spell(error, desk.instance, desk.loop.settings.debug)
 
 
 class Door:
@@ -136,7 +144,7 @@ class Door:
 
     def __init__(self, loop: Loop, router: Litestar, quick: bool = True) -> None:
         self.tally = Tally()
-        self.admit = Express(loop).admit
+        self.admit = Express(loop, PredictHead, inference.InferHead).admit
         self._loop = loop
         self._router = router
         self._quick = quick
@@ -187,7 +195,7 @@ class Door:
         except Gone:
             return
         except Exception as error:
-            await _respond(send, problem(error, desk.instance, self._loop.settings.debug))
+            await _respond(send, _refusal(path, error, desk))
             return
         within = {**scope, "path": path, "root_path": "", DESK: desk}
         await self._router(within, receive, send)  # type: ignore[arg-type]

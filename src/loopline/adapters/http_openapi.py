@@ -39,7 +39,8 @@ class Route(Record, frozen=True, kw_only=True):
     The first line of the handler's docstring is its summary. `answers` are the good statuses with
     the schema of their body (None for no body), `also` the error codes beside those that follow
     from the rest. `rows` names what the body holds of a model's rows: "row", "labelled" or
-    "outcome"; such routes are written out for every model.
+    "outcome"; such routes are written out for every model. `refusal` is the
+    content of an error, where it is not problem details.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Route(Record, frozen=True, kw_only=True):
     body: Json | None = None
     rows: str = ""
     media_type: str = codecs.JSON
+    refusal: Json | None = None
 
     @property
     def name(self) -> str:
@@ -179,11 +181,11 @@ def _responses(route: Route) -> Json:
         if schema is not None:
             found[str(status)]["content"] = {route.media_type: {"schema": schema}}
     statuses = {**HTTP, **HTTP_ONLY}
-    problem = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    refusal = route.refusal or {PROBLEM: {"schema": {"$ref": REF.format(name="Problem")}}}
     for code in route.codes:
         told = found.setdefault(str(statuses[code]), {"description": "", "content": {}})
         told["description"] = ", ".join(filter(None, [told["description"], code]))
-        told["content"] = {**told.get("content", {}), **problem}
+        told["content"] = {**told.get("content", {}), **refusal}
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -41,7 +42,7 @@ QUERIES = (
     Query("timeout", "number", 0.001, PATIENCE, description="Seconds until a 504."),
     Query("probabilities", "boolean", description="Add them, by class."),
 )
-ROUTE = re.compile(r"/v1/models/([^/]+)/predict")
+ROUTE = re.compile(r"/v1/models/(?P<model>[^/]+)/predict")
 _MOST_PATHS = 1000
 _PLAIN = frozenset({b"application/json", b"application/json; charset=utf-8"})
 _ANY = frozenset({b"*/*", b"application/json"})
@@ -60,7 +61,7 @@ async def predict(desk: Desk) -> Answer:
         ids=_ids(desk.headers),
         version=desk.query.get("version"),
         alias=desk.query.get("alias"),
-        deadline=time.monotonic() + limit(desk.loop, desk.query),
+        deadline=time.monotonic() + limit_of(desk.loop, desk.query),
         caller=desk.caller,
         kind=desk.kind(),
     )
@@ -79,7 +80,7 @@ def _ids(headers: Headers) -> list[str] | None:
     return None if id is None else [id.decode("latin-1")]
 
 
-def limit(loop: Loop, query: Options) -> float:
+def limit_of(loop: Loop, query: Options) -> float:
     """How many seconds the answer may take."""
     limit: float = query.get("timeout") or loop.settings.timeout
     return limit
@@ -157,74 +158,131 @@ def class_name(label: Any) -> str:
 
 
 class Express:
-    """The predict route for the fast lane.
+    """Predictions for the fast lane.
 
     Args:
         loop: whose verb it is.
+        kinds: the heads of the routes that are taken.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, *kinds: type[PredictHead]) -> None:
         self.loop = loop
-        self._models: dict[bytes, str | None] = {}
+        self.kinds = kinds or (PredictHead,)
+        self._models: dict[bytes, tuple[type[PredictHead], re.Match[str]]] = {}
 
-    def admit(self, url: bytes, held: Held) -> _Head | None:
+    def admit(self, url: bytes, held: Held) -> PredictHead | None:
         """Understand a POST whose head is plain; see `lane.Admit`.
 
         What needs another content type than JSON, or an answer from somewhere else than the
         batch, is left to the application, and so is every head that is wrong.
         """
         path, _, raw = url.partition(b"?")
-        model = self._models.get(path) or self._model(path)
-        if model is None or b"#" in url:
+        found = self._models.get(path) or self._route(path)
+        if found is None or b"#" in url:
             return None
-        headers: Headers = dict(held)
-        loop, kind = self.loop, headers.get(b"content-type")
+        (kind, match), headers = found, dict(held)
         length = headers.get(b"content-length", b"0")
         if (
-            (kind is not None and kind not in _PLAIN)
-            or headers.get(b"accept", b"*/*") not in _ANY
-            or b"origin" in headers
+            b"origin" in headers
             or b"content-encoding" in headers
             or not length.isdigit()
-            or int(length) > loop.settings.max_body
+            or int(length) > self.loop.settings.max_body
+            or not kind.plain(headers)
         ):
             return None
         try:
-            query = read_query(raw, QUERIES)
+            return kind(self.loop, match, read_query(raw, kind.queries), headers)
         except LooplineError:
             return None
-        return _Head(loop, model, query, headers)
 
-    def _model(self, path: bytes) -> str | None:
-        """The model whose route a path is, found once and then remembered if it is served."""
+    def _route(self, path: bytes) -> tuple[type[PredictHead], re.Match[str]] | None:
+        """The route that a path is, found once and then remembered if its model is served."""
         if not path.startswith(b"/") or b"%" in path:
             return None
-        prefix = self.loop.settings.root_path.rstrip("/")
-        found = ROUTE.fullmatch(inside(path.decode("latin-1"), prefix))
-        if found is None or not self.loop.serving.can_answer(found[1]):
-            return None
-        if len(self._models) >= _MOST_PATHS:
-            self._models.clear()
-        return self._models.setdefault(path, found[1])
+        inner = inside(path.decode("latin-1"), self.loop.settings.root_path.rstrip("/"))
+        for kind in self.kinds:
+            match = kind.route.fullmatch(inner)
+            if match is not None and self.loop.serving.can_answer(match["model"]):
+                if len(self._models) >= _MOST_PATHS:
+                    self._models.clear()
+                return self._models.setdefault(path, (kind, match))
+        return None
 
 
-class _Head:
-    """The head of a request for predictions."""
+class Waiting(Request):
+    """One request for predictions in the lane, waiting for its batch."""
+
+    __slots__ = ("ask", "head")
+
+    def __init__(self, head: PredictHead, ask: Ask) -> None:
+        super().__init__(head.loop.settings.max_body)
+        self.head = head
+        self.ask = ask
+
+    def start(self) -> None:
+        self.ask.deadline = time.monotonic() + self.head.limit
+        super().start()
+
+    def read(self, body: bytes) -> None:
+        """Put what the body asks into `ask`."""
+        self.ask.body = body
+
+    def render(self, answered: Answered) -> Answer:
+        """The answer in the words of the route."""
+        return _render(answered, self.head.query, codecs.JSON)
+
+    def complete(self) -> None:
+        body, self.body = bytes(self.body), b""
+        try:
+            self.read(body)
+            self.head.loop.serving.enqueue(self)
+        except Exception as error:
+            self.settle(error)
+
+    def refuse(self) -> None:
+        self.settle(too_large(self.limit))
+
+    def settle(self, said: Said | Exception) -> None:
+        """Write the answer, or the problem."""
+        head = self.head
+        try:
+            if isinstance(said, Exception):
+                raise said
+            answer = self.render(said)
+        except Exception as error:  # the same way as any route's
+            answer = head.refusal(error, request_id(head.headers), head.loop.settings.debug)
+        assert isinstance(answer.body, bytes)
+        self.ask.body = self.ask.value = None
+        self.reply(answer.status, answer.media_type, answer.body, answer.headers)
+
+
+class PredictHead:
+    """The head of a request for predictions, as of the route `predict`."""
 
     __slots__ = ("alias", "headers", "ids", "limit", "loop", "model", "query", "token", "version")
+    route = ROUTE
+    queries: Sequence[Query] = QUERIES
+    waiting: type[Waiting] = Waiting
+    refusal: Callable[[Exception, str, bool], Answer] = staticmethod(problem)
 
-    def __init__(self, loop: Loop, model: str, query: Options, headers: Headers) -> None:
+    def __init__(self, loop: Loop, match: re.Match[str], query: Options, headers: Headers) -> None:
         self.loop = loop
-        self.model = model
+        self.model = match["model"]
         self.query = query
         self.headers = headers
         self.token = bearer(headers)
         self.ids = _ids(headers)
-        self.limit = limit(loop, query)
+        self.limit = limit_of(loop, query)
         self.version: int | None = query.get("version")
         self.alias: str | None = query.get("alias")
 
-    def open(self) -> Request | None:
+    @classmethod
+    def plain(cls, headers: Headers) -> bool:
+        """Whether JSON came, and may be the answer."""
+        kind = headers.get(b"content-type")
+        return (kind is None or kind in _PLAIN) and headers.get(b"accept", b"*/*") in _ANY
+
+    def open(self) -> Waiting | None:
         """Take a request, unless the application has to look closer at who asks and for what."""
         loop = self.loop
         caller = loop.access.recall(self.token)
@@ -236,42 +294,4 @@ class _Head:
             except LooplineError:
                 return None
         ask = Ask(self.model, None, False, self.ids, self.version, self.alias, None, caller)
-        return _Predict(self, ask)
-
-
-class _Predict(Request):
-    """One request for predictions in the lane, waiting for its batch."""
-
-    __slots__ = ("ask", "head")
-
-    def __init__(self, head: _Head, ask: Ask) -> None:
-        super().__init__(head.loop.settings.max_body)
-        self.head = head
-        self.ask = ask
-
-    def start(self) -> None:
-        self.ask.deadline = time.monotonic() + self.head.limit
-        super().start()
-
-    def complete(self) -> None:
-        self.ask.body, self.body = bytes(self.body), b""
-        try:
-            self.head.loop.serving.enqueue(self)
-        except LooplineError as error:
-            self.settle(error)
-
-    def refuse(self) -> None:
-        self.settle(too_large(self.limit))
-
-    def settle(self, said: Said) -> None:
-        """Write the answer, or the problem."""
-        head = self.head
-        try:
-            if isinstance(said, LooplineError):
-                raise said
-            answer = _render(said, head.query, codecs.JSON)
-        except Exception as error:  # the same way as any route's
-            answer = problem(error, request_id(head.headers), head.loop.settings.debug)
-        assert isinstance(answer.body, bytes)
-        self.ask.body = None
-        self.reply(answer.status, answer.media_type, answer.body, answer.headers)
+        return self.waiting(self, ask)

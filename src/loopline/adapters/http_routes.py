@@ -7,6 +7,7 @@ from importlib import resources
 import msgspec
 
 from loopline import codecs
+from loopline.adapters import http_inference as inference
 from loopline.adapters import http_verbs as verbs
 from loopline.adapters.http_contract import asyncapi, bundle
 from loopline.adapters.http_openapi import (
@@ -250,6 +251,7 @@ ROUTES: tuple[Route, ...] = (
         _route("GET", path, _contract(form, summary), schema, media_type=kind.partition(";")[0])
         for form, (path, kind, schema, summary) in CONTRACTS.items()
     ),
+    *inference.ROUTES,
 )
 HIDDEN = tuple(_route("GET", path, docs, None) for path in FILES)
 """Routes that the documentation does not list: the page that shows it."""

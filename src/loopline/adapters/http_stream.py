@@ -16,7 +16,13 @@ import msgspec
 
 from loopline import access, codecs
 from loopline.adapters import http_predict
-from loopline.adapters.http_predict import answer_kind, check_probabilities, limit, lines, say_when
+from loopline.adapters.http_predict import (
+    answer_kind,
+    check_probabilities,
+    limit_of,
+    lines,
+    say_when,
+)
 from loopline.adapters.http_wire import Answer, Desk, Headers, problem, too_large
 from loopline.asks import Answered, Ask, take_ids
 from loopline.errors import (
@@ -143,7 +149,7 @@ async def _submit(desk: Desk, good: Sequence[_Line]) -> Answered:
         ids=[new_id() if line.id is None else line.id for line in good] if named else None,
         version=desk.query.get("version"),
         alias=desk.query.get("alias"),
-        deadline=time.monotonic() + limit(desk.loop, desk.query),
+        deadline=time.monotonic() + limit_of(desk.loop, desk.query),
         caller=desk.caller,
     )
     while True:

@@ -1,0 +1,1 @@
+"""Clients of each protocol for the conformance suite."""

@@ -1,0 +1,185 @@
+"""Our own gRPC service of a model: parse, one verb of the loop, render."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from loopline.adapters.grpc_call import Call, Method
+from loopline.adapters.grpc_messages import Contract, parse, plain, put
+from loopline.asks import Answered
+from loopline.errors import InvalidInput, LooplineError, ModelFailed
+from loopline.loop import Loop
+from loopline.records import Prediction
+
+ENDED = ("done", "failed", "cancelled")
+
+
+class Contracts:
+    """The contracts of all models, each made anew when its model has changed."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._known: dict[str, Contract] = {}
+
+    def of(self, model: str) -> Contract:
+        """The contract of a model.
+
+        Raises:
+            UnknownModel: there is no such model.
+        """
+        record, known = self._loop.serving.service(model).record, self._known.get(model)
+        if known is not None and known.record is record:
+            return known
+        if known is None or not known.fits(record):
+            known = self._known[model] = Contract(record)
+        known.record = record
+        return known
+
+    def method(self, model: str, name: str) -> Method | None:
+        """A method of a model's service, None where the model does not have it."""
+        contract = self.of(model)
+        if name not in contract.takes:
+            return None
+        verb = _VERBS[name]
+        return Method(contract.takes[name], partial(verb, contract), verb is predict_stream)
+
+
+async def predict(contract: Contract, call: Call, request: Any) -> Any:
+    """Predict one row."""
+    wanted, ids = _wanted(contract, request), None
+    if request.HasField("id"):
+        ids = [request.id]
+    value = contract.row(request.row)
+    answered = await call.predict(contract.record.name, value, ids, **wanted)
+    return _shown(contract, answered.predictions[0], answered, request.probabilities)
+
+
+async def predict_many(contract: Contract, call: Call, request: Any) -> Any:
+    """Predict many rows, all of them or none."""
+    wanted, ids = _wanted(contract, request), list(request.ids) or None
+    rows = [contract.row(row) for row in request.rows]
+    answered = await call.predict(contract.record.name, rows, ids, **wanted)
+    told = contract.message("Predictions", model=answered.model, version=answered.version)
+    for each in answered.predictions:
+        told.predictions.append(_shown(contract, each, answered, request.probabilities))
+    return told
+
+
+def predict_stream(
+    contract: Contract, call: Call, requests: AsyncIterator[bytes]
+) -> AsyncIterator[Any]:
+    """Predict rows as they come; one that is refused does not end the stream."""
+
+    async def answer(request: bytes) -> Any:
+        reply = contract.message("PredictReply")
+        try:
+            found = await predict(contract, call, parse(contract.takes["PredictStream"], request))
+            reply.prediction.CopyFrom(found)
+        except LooplineError as error:
+            reply.problem.SetInParent()
+            reply.problem.code, reply.problem.detail = error.code, error.detail
+            for each in error.fields:
+                reply.problem.errors.add(pointer=each.pointer, detail=each.detail)
+            put(reply.problem, "retry_after", error.retry_after)
+        return reply
+
+    return call.each(requests, answer)
+
+
+def _wanted(contract: Contract, request: Any) -> dict[str, Any]:
+    """The version or the alias that a request names, after a look whether it can be had."""
+    if request.probabilities and "predict_proba" not in contract.record.capabilities:
+        told = f"model {contract.record.name!r} does not give probabilities"
+        raise InvalidInput.at(told, "/probabilities")
+    return {name: getattr(request, name) for name in ("version", "alias") if request.HasField(name)}
+
+
+def _shown(contract: Contract, found: Prediction, answered: Answered, chances: bool) -> Any:
+    told = contract.message("Prediction", id=found.id, version=found.version, model=found.model)
+    put(told, "prediction", found.output)
+    if chances and found.probabilities is not None and found.version == answered.version:
+        for label, chance in zip(answered.classes or (), found.probabilities, strict=True):
+            name = str(label).lower() if isinstance(label, bool) else str(label)
+            told.probabilities[name] = chance
+    return told
+
+
+async def learn(contract: Contract, call: Call, request: Any) -> Any:
+    """Add labelled rows to the data set: all of them, or none."""
+    rows = [contract.row(row, labelled=True) for row in request.rows]
+    found = await call.run(call.loop.learn, contract.record.name, rows)
+    told = contract.message("Learned", accepted=found["accepted"], rows=found["rows"])
+    for name, summary in (found["summary"] or {}).items():
+        for key, value in summary.items():
+            put(told.summary[name], key, value)
+    return told
+
+
+async def outcome(contract: Contract, call: Call, request: Any) -> Any:
+    """Tell what became true, by prediction id."""
+    items = [
+        {field.name: plain(value) for field, value in each.ListFields()}
+        for each in request.outcomes
+    ]
+    found = await call.run(call.loop.outcome, contract.record.name, items)
+    results = found.pop("results")
+    return contract.message("OutcomesTaken", results=results, counts=found)
+
+
+async def score(contract: Contract, call: Call, request: Any) -> Any:
+    """Score a version on these rows, or else on those it was not trained on."""
+    rows = [contract.row(row, labelled=True) for row in request.rows] or None
+    version = request.version if request.HasField("version") else None
+    found = await call.run(call.loop.score, contract.record.name, rows, version=version)
+    del found["model"]
+    return contract.message("Scored", **found)
+
+
+async def train(contract: Contract, call: Call, request: Any) -> Any:
+    """Train on everything known now, and wait for the version if that is wanted."""
+    model, verbs = contract.record.name, call.loop
+    parameters, reason = plain(request.parameters) or None, request.reason or "by hand"
+    job = await call.run(verbs.train, model, parameters=parameters, reason=reason)
+    until, pause = time.monotonic() + request.wait, 0.05
+    while True:
+        shown = await call.run(verbs.job, job.id)
+        left = until - time.monotonic()
+        if shown["state"] in ENDED or left <= 0:
+            break
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * 1.5, 0.25)
+    if shown["state"] == "failed":
+        raise _job_error(shown["error"] or {})
+    result = shown["result"] or {}
+    told = contract.message("Training", job=job.id, state=shown["state"])
+    put(told, "version", result.get("version"))
+    told.metrics.update(result.get("metrics") or {})
+    return told
+
+
+def _job_error(error: dict[str, Any]) -> LooplineError:
+    """The error that a job ended with, as that of the call which waited for it."""
+    detail = str(error.get("detail") or error.get("message") or "the training failed")
+    kinds = {kind.code: kind for kind in reversed(LooplineError.__subclasses__())}
+    return kinds.get(str(error.get("code")), ModelFailed)(detail)
+
+
+async def describe(contract: Contract, call: Call, request: Any) -> Any:
+    """Everything about a model: schema, capabilities, aliases, policy, data, readiness."""
+    return contract.struct(await call.run(call.loop.describe, contract.record.name))
+
+
+_VERBS = {
+    "Predict": predict,
+    "PredictMany": predict_many,
+    "PredictStream": predict_stream,
+    "Learn": learn,
+    "Outcome": outcome,
+    "Score": score,
+    "Train": train,
+    "Describe": describe,
+}

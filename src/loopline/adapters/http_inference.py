@@ -421,7 +421,7 @@ _ASKED = many(
         name=TEXT,
         datatype={"type": "string", "enum": list(inference.DATATYPES)},
         shape=many({"type": "integer", "minimum": 0}),
-        data={"type": "array", "description": "Flat or nested, row by row."},
+        data={"type": "array", "items": {}, "description": "Flat or nested, row by row."},
         parameters=OBJECT,
     )
 )

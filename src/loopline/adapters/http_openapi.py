@@ -133,7 +133,7 @@ def _general(route: Route) -> Json | None:
         return route.body
     if route.rows == "outcome":
         return outcomes({})
-    return {"anyOf": [OBJECT, {"type": "array", "minItems": 1}]}
+    return {"anyOf": [OBJECT, {**many({}), "minItems": 1}]}
 
 
 def _operation(route: Route, name: str, body: Json | None) -> Json:

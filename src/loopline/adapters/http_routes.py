@@ -47,12 +47,12 @@ FILES = {
     "/docs/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
     "/docs/docs.css": ("docs.css", "text/css; charset=utf-8"),
 }
-_PLAIN = "text/plain; charset=utf-8"
+_PROTO = "text/x-protobuf; charset=utf-8"
 CONTRACTS: dict[str, tuple[str, str, Json, str]] = {
     "openapi": ("/openapi.json", codecs.JSON, OBJECT, "OpenAPI 3.1, with every model's fields."),
     "asyncapi": ("/asyncapi.json", codecs.JSON, OBJECT, "AsyncAPI 3: WebSockets and job events."),
     "jsonschema": ("/schema.json", codecs.JSON, OBJECT, "JSON Schemas of all rows and answers."),
-    "proto": ("/service.proto", _PLAIN, TEXT, "The typed gRPC service of every model."),
+    "proto": ("/service.proto", _PROTO, TEXT, "The typed gRPC service of every model."),
 }
 """The forms of the contract: where each is, its content type and schema, and what it is."""
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"

@@ -512,3 +512,17 @@ def test_any_bytes_are_a_request_or_a_reasoned_refusal(data: bytes) -> None:
         else:
             assert message.verb in ("predict", "outcome", "learn")
             assert body and read_as in (codecs.JSON, codecs.MSGPACK)
+
+
+def test_the_documented_program_works(server: Served) -> None:
+    """As it stands on the page."""
+    page = (Path(__file__).parents[2] / "docs/how-to/stream-predictions.md").read_text("utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    host, port = server.address
+    rows = [VIRGINICA if number % 2 else SETOSA for number in range(250)]
+    rows[7] = {**SETOSA, "petal_width": "abc"}
+    told = dict(names["predict"](f"ws://{host}:{port}/v1/models/iris/socket", rows))
+    assert len(told) == 250 and told[7]["code"] == "invalid-input"
+    assert told[8]["prediction"] == "setosa" and told[249]["prediction"] == "virginica"

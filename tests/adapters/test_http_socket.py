@@ -358,6 +358,36 @@ def test_a_client_that_vanishes_leaves_nothing_behind(
     until(lambda: not server.loop.serving.service("moody").running, "the model is awake")
 
 
+def test_a_breach_while_a_model_computes_leaves_nothing_behind(server: Served, nap: Path) -> None:
+    """The connection is closed at once, and the answer that comes later has nowhere to go."""
+    with dial(server, "moody") as line:
+        say(line, id=1, inputs={"sleep": str(nap)})
+        until(lambda: server.loop.serving.service("moody").running, "the model sleeps")
+        for _ in range(3 * IN_FLIGHT):
+            say(line, id=2, inputs={"say": "later"})
+        line.socket.sendall(b"\x83\x80abcd")
+        until(lambda: server.tally.in_flight >= IN_FLIGHT, "the bound is reached")
+        nap.touch()
+        farewell(line)
+
+
+def test_large_messages_count_for_many(tmp_path: Path, nap: Path) -> None:
+    """A connection holds no more of them than the size of the largest, and one more."""
+    with running(tmp_path) as loop, served(loop) as server, dial(server, "moody") as line:
+        say(line, id=0, inputs={"sleep": str(nap), "say": "woken"})
+        until(lambda: loop.serving.service("moody").running, "the model sleeps")
+        text = json.dumps({"id": 1, "inputs": {"x": ["y" * 1000] * 4000}}).encode()
+        frame = Frame(Opcode.TEXT, text).serialize(mask=True)
+        sender = threading.Thread(target=lambda: line.socket.sendall(frame * 10))
+        sender.start()
+        until(lambda: server.tally.in_flight >= IN_FLIGHT, "the bound is reached")
+        time.sleep(0.3)
+        assert len(loop.serving.service("moody").queue) <= 5
+        nap.touch()
+        assert [hear(line)["id"] for _ in range(11)] == [0] + [1] * 10
+        sender.join(20)
+
+
 @pytest.mark.parametrize(
     ("offered", "chosen"),
     [(None, None), (["loopline.v1"], "loopline.v1"), (["other", "loopline.v1"], "loopline.v1")],

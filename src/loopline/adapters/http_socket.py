@@ -47,7 +47,11 @@ BEARER = "bearer."
 """What the sub-protocol begins with in which a browser hands its token over."""
 IN_FLIGHT = 256
 """Requests of one connection that are not yet answered; past that nothing more is read."""
+LARGE = 2**16
+"""Bytes for each of which a message counts as one more request in flight."""
 POLICY = 1008
+CLOSED = (OSError, RuntimeError)
+"""What sending raises once the client is gone, or the server has closed for its own reasons."""
 _HANDLERS = {"outcome": verbs.outcomes, "learn": verbs.learn}
 
 
@@ -136,14 +140,16 @@ class Request:
         message: what it says.
         ask: the same for the batch that it waits for.
         kind: how it is to be answered.
+        weight: for how many requests it counts.
     """
 
-    __slots__ = ("ask", "id", "kind", "line", "query", "settled")
+    __slots__ = ("ask", "id", "kind", "line", "query", "settled", "weight")
 
-    def __init__(self, line: Line, message: Message, ask: Ask, kind: str) -> None:
+    def __init__(self, line: Line, message: Message, ask: Ask, kind: str, weight: int) -> None:
         self.line = line
         self.ask = ask
         self.kind = kind
+        self.weight = weight
         self.id = new_id() if message.id is None else message.id
         self.query = {"probabilities": message.probabilities}
         self.settled = False
@@ -184,14 +190,14 @@ class Request:
 
     def succeed(self, answer: dict[str, Any]) -> None:
         """Have this sent."""
-        self.line.put(self.kind, {"id": self.id, "answer": answer})
+        self.line.put(self.kind, {"id": self.id, "answer": answer}, self.weight)
 
     def fail(self, error: Exception) -> None:
         """Have the error sent, whose pointers are into the message from now on."""
         if isinstance(error, InvalidInput):
             fields = [FieldError(self._pointer(each.pointer), each.detail) for each in error.fields]
             error = InvalidInput(error.detail, fields=fields)
-        self.line.complain(self.kind, self.id, error)
+        self.line.complain(self.kind, self.id, error, self.weight)
 
     def _pointer(self, pointer: str) -> str:
         if pointer.startswith("?"):
@@ -219,7 +225,7 @@ class Line:
         self._send = send
         self._tally = tally
         self._in_flight = 0
-        self._answers: deque[MutableMapping[str, Any]] = deque()
+        self._answers: deque[tuple[MutableMapping[str, Any], int]] = deque()
         self._put, self._sent = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -230,14 +236,14 @@ class Line:
             code, reason = await self._listen(), ""
         except LooplineError as error:
             self._count(1)
-            self.complain(codecs.JSON, None, error)
+            self.complain(codecs.JSON, None, error, 1)
             code, reason = WEBSOCKET.get(error.code, POLICY), error.code
         try:
             if code:
                 await self._until(0)
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
-        except OSError:
-            pass  # the client has not waited for it
+        except CLOSED:
+            pass
         finally:
             self._end()
 
@@ -259,18 +265,19 @@ class Line:
                 self._take(text, codecs.JSON)
 
     def _take(self, data: str | bytes, kind: str) -> None:
-        self._count(1)
+        weight = 1 + len(data) // LARGE
+        self._count(weight)
         try:
             message, body, read_as = read(data, kind)
         except Misread as wrong:
             if wrong.error.code in WEBSOCKET:
-                self._count(-1)
+                self._count(-weight)
                 raise wrong.error from wrong
-            self.complain(kind, wrong.id, wrong.error)
+            self.complain(kind, wrong.id, wrong.error, weight)
             return
         ask = Ask(self._model, None, False, message.ids, message.version, message.alias)
         ask.caller, ask.body, ask.kind = self.desk.caller, body, read_as
-        request = Request(self, message, ask, kind)
+        request = Request(self, message, ask, kind, weight)
         if message.verb != "predict":
             self.begin(request.run(self._desk(body, read_as), message.verb))
             return
@@ -292,35 +299,34 @@ class Line:
         desk.headers = {b"content-type": kind.encode()}
         return desk
 
-    def put(self, kind: str, value: Any) -> None:
+    def put(self, kind: str, value: Any, weight: int) -> None:
         """Have an answer sent, after those that wait already."""
-        if kind == codecs.JSON:
-            text = msgspec.json.encode(value).decode()
-            self._answers.append({"type": "websocket.send", "text": text})
-        else:
-            body = msgspec.msgpack.encode(value)
-            self._answers.append({"type": "websocket.send", "bytes": body})
+        body = _encoders[kind](value)
+        told = {"text": body.decode()} if kind == codecs.JSON else {"bytes": body}
+        self._answers.append(({"type": "websocket.send", **told}, weight))
         self._put.set()
 
-    def complain(self, kind: str, id: Any, error: Exception) -> None:
+    def complain(self, kind: str, id: Any, error: Exception, weight: int) -> None:
         """Have an error sent."""
         answer = problem(error, new_id(), self.desk.loop.settings.debug)
         assert isinstance(answer.body, bytes)
         told: dict[str, Any] = msgspec.json.decode(answer.body)
         if wait := answer.headers.get("retry-after"):
             told["retry_after"] = int(wait)
-        self.put(kind, {"id": id, "error": told})
+        self.put(kind, {"id": id, "error": told}, weight)
 
     async def _write(self) -> None:
         try:
             while await self._put.wait():
                 self._put.clear()
                 while self._answers:
-                    await self._send(self._answers.popleft())
-                    self._count(-1)
-        except OSError:
-            self.over = True
+                    message, weight = self._answers.popleft()
+                    await self._send(message)
+                    self._count(-weight)
+        except CLOSED:
+            pass
         finally:
+            self.over = True
             self._sent.set()
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:

@@ -167,6 +167,9 @@ class Door:
         if scope["type"] == "websocket":
             await converse(self._desk(scope, receive), scope, send, self.tally)
             return
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)  # type: ignore[arg-type]
+            return
         counted = _Counted(send, scope["method"] == "HEAD")
         self.tally.in_flight += 1
         try:

@@ -361,7 +361,7 @@ async def converse(desk: Desk, scope: Any, send: Send, tally: Tally) -> None:
         tally.statuses[403] += 1
         await send({"type": "websocket.close"})
         return
-    offered = scope["subprotocols"]
+    offered = scope.get("subprotocols") or []
     token = next((word[len(BEARER) :] for word in offered if word.startswith(BEARER)), None)
     chosen = PROTOCOL if PROTOCOL in offered else None
     tally.statuses[101] += 1

@@ -126,7 +126,7 @@ async def _answer(desk: Desk, chunk: Sequence[_Line]) -> list[Table]:
     ]
 
 
-async def _predict(desk: Desk, good: Sequence[_Line]) -> list[Table | LooplineError]:
+async def _predict(desk: Desk, good: Sequence[_Line]) -> list[Table | Exception]:
     """Predict all rows by one request; where that fails for a row's sake, by one for each."""
     try:
         return [*lines(await _submit(desk, good), desk.query)]
@@ -136,7 +136,7 @@ async def _predict(desk: Desk, good: Sequence[_Line]) -> list[Table | LooplineEr
         # Those of one turn of the event loop still are one call of the model.
         alone = await asyncio.gather(*(_predict(desk, [line]) for line in good))
         return [each for part in alone for each in part]
-    except LooplineError as error:
+    except Exception as error:  # whatever it is, every line has an answer
         return [error] * len(good)
 
 

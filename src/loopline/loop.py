@@ -109,7 +109,7 @@ class Loop(Readings):
         receipts = self._durably(events)
         statuses = [receipts.get(event.key, OutcomeStatus.ACCEPTED) for event in events]
         counts = {status.value: statuses.count(status) for status in OutcomeStatus}
-        self.metrics.outcomes(model, counts)
+        self.metrics.each("loopline_outcomes_total", model, counts)
         results = [
             {"id": fact.id, "status": str(status)}
             for fact, status in zip(facts, statuses, strict=True)

@@ -168,24 +168,11 @@ class Metrics:
             self.observe("loopline_batch_rows", rows, (model,))
         self.observe("loopline_prediction_duration_seconds", seconds, (model, number))
 
-    def shed(self, model: str, reason: str = "queue") -> None:
-        """Count a request that was refused because a bound was reached."""
-        self.add("loopline_shed_total", 1.0, (model, reason))
-
-    def timed_out(self, model: str) -> None:
-        """Count a call of the model that did not come back in time."""
-        self.add("loopline_timeouts_total", 1.0, (model,))
-
-    def unseen(self, model: str, counts: Mapping[str, int]) -> None:
-        """Count values that training had not seen, by field."""
-        for field, count in counts.items():
-            self.add("loopline_unseen_categories_total", count, (model, field))
-
-    def outcomes(self, model: str, counts: Mapping[str, int]) -> None:
-        """Count outcomes by what became of them."""
-        for result, count in counts.items():
+    def each(self, name: str, model: str, counts: Mapping[str, int]) -> None:
+        """Count a model's things by what they are."""
+        for kind, count in counts.items():
             if count:
-                self.add("loopline_outcomes_total", count, (model, result))
+                self.add(name, count, (model, kind))
 
     # Garbage collection.
 

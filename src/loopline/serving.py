@@ -321,7 +321,7 @@ class Serving:
         if service.trouble is not None:
             raise NotReady(service.trouble, retry_after=1.0)
         if len(service.queue) >= self._settings.max_queue:
-            self._metrics.shed(ask.model)
+            self._metrics.add("loopline_shed_total", 1.0, (ask.model, "queue"))
             raise Overloaded(
                 f"{len(service.queue)} requests wait for model {ask.model!r} already",
                 retry_after=1.0,
@@ -416,7 +416,7 @@ class Serving:
         now = time.monotonic()
         late = [waiter for waiter in group if (waiter.ask.deadline or far()) <= now]
         refuse_all(late, TimedOut("the model did not answer before the deadline"))
-        self._metrics.timed_out(service.record.name)
+        self._metrics.add("loopline_timeouts_total", 1.0, (service.record.name,))
         alarm.set([waiter for waiter in group if not waiter.gone])
         if running.done() or service.trouble is not None or not running.running():
             return
@@ -586,7 +586,7 @@ class Serving:
                     self._metrics.add("loopline_log_dropped_total", len(events), (model,))
                     return
                 if full == "refuse" or time.monotonic() >= until:
-                    self._metrics.shed(model, "log")
+                    self._metrics.add("loopline_shed_total", 1.0, (model, "log"))
                     raise
             time.sleep(WAIT)
 
@@ -596,7 +596,8 @@ class Serving:
         name, version = loaded.record.name, loaded.version.number
         failed = [answer.code for answer in answers if isinstance(answer, LooplineError)]
         self._metrics.batch(name, version, len(answers), len(rows), seconds, failed)
-        self._metrics.unseen(name, loaded.schema.unseen(rows))
+        unseen = loaded.schema.unseen(rows)
+        self._metrics.each("loopline_unseen_categories_total", name, unseen)
 
     def close(self) -> None:
         """Let the thread finish what it began."""

@@ -73,7 +73,6 @@ class Process:
         self._socket = sock
         self.name = f"{order.role}-{order.slot}"
         self.process: subprocess.Popen[bytes] | None = None
-        self.restarts = 0
         self._started = 0.0
         self._short_lives = 0
         self._due = 0.0
@@ -133,7 +132,6 @@ class Process:
         if now < self._due:
             return False
         self._due = 0.0
-        self.restarts += 1
         _end(self.process, 0.0)
         self._close_ready()
         self.start()

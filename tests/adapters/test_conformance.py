@@ -14,17 +14,23 @@ from loopline.client import Client
 from loopline.opening import open_store
 from loopline.testing import AdapterSuite
 from loopline.testing.adapter import APP, SETTINGS, Speak
+from tests.adapters.drivers.grpc_service import GrpcService
 from tests.adapters.drivers.http_json import HttpJson
+from tests.adapters.drivers.inference_grpc import InferenceGrpc
+from tests.adapters.drivers.inference_http import InferenceHttp
 from tests.adapters.drivers.messagepack import MessagePack
 from tests.adapters.drivers.ndjson import NdJson
 from tests.adapters.drivers.websocket import WebSocket
+from tests.adapters.drivers.zerorpc import ZerorpcDriver
 from tests.servers import Server
 
 
 class Place(NamedTuple):
-    """Where the server is, and the right to do everything there."""
+    """Where the server is, on each protocol, and the right to do everything there."""
 
     url: str
+    grpc: str
+    zerorpc: str
     token: str
 
 
@@ -37,8 +43,10 @@ def place(
     (folder / "app.py").write_text(APP)
     (folder / "data").mkdir()
     token = Access(open_store(f"sqlite:///{folder}/data/store.db")).issue("suite", ["admin"])
-    [port] = free_ports(1)
-    server = Server(folder, port, "app.py", "--token-required")
+    port, *others = free_ports(3)
+    grpc, zerorpc = (f"127.0.0.1:{other}" for other in others)
+    doors = ("--grpc", grpc, "--zerorpc", f"tcp://{zerorpc}")
+    server = Server(folder, port, "app.py", "--token-required", *doors)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setitem(os.environ, name, value)
@@ -48,7 +56,7 @@ def place(
             for name in ("iris", "line"):
                 until_answered(client, name)
             client.train("iris", wait=100)
-        yield Place(server.url, token)
+        yield Place(server.url, grpc, f"tcp://{zerorpc}", token)
     finally:
         server.stop()
 
@@ -102,3 +110,35 @@ class TestWebSocket(_Suite):
     @pytest.fixture
     def speak(self, place: Place) -> Speak:
         return lambda token: WebSocket(place.url, token)
+
+
+class TestInferenceHttp(_Suite):
+    """The Open Inference Protocol over HTTP, by tritonclient."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: InferenceHttp(place.url, token)
+
+
+class TestInferenceGrpc(_Suite):
+    """The Open Inference Protocol over gRPC, by tritonclient."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: InferenceGrpc(place.grpc, token)
+
+
+class TestGrpcService(_Suite):
+    """The typed gRPC service of each model, by generated messages."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: GrpcService(place.grpc, token)
+
+
+class TestZerorpc(_Suite):
+    """ZeroRPC, by zerorpc-python."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: ZerorpcDriver(place.zerorpc, token)

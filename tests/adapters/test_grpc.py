@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import grpc
 import grpc_tools
+import pandas as pd
 import pytest
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2
@@ -24,6 +26,7 @@ from grpc_status import rpc_status
 from grpc_tools import protoc
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LinearRegression
 
 from loopline import errors
 from loopline.adapters import grpc_messages
@@ -32,14 +35,22 @@ from loopline.adapters.status import GRPC
 from loopline.errors import FieldError, InvalidInput, LooplineError
 from loopline.opening import open_store
 from loopline.records import ModelRecord
+from loopline.registry import Definition
 from loopline.schema import Field, Output, Schema
 from loopline.testing.adapter import Refusal
 from tests.adapters.calling import Served, calling
-from tests.adapters.drivers.grpc_service import GrpcService, key, refusal, varint
+from tests.adapters.drivers.grpc_service import (
+    GrpcService,
+    key,
+    refusal,
+    refusals,
+    varint,
+)
 from tests.adapters.speaking import SETOSA, VIRGINICA, iris
 from tests.servers import Server
 
 Ports = Callable[[int], list[int]]
+ROOT = Path(__file__).parents[2]
 
 KINDS = [
     kind
@@ -169,7 +180,10 @@ def test_a_generated_client_works(server: Server, address: str, tmp_path: Path) 
     assert (ids, statuses, streamed) == (["a", "b"], ["joined"], ["setosa"] * 3)
 
 
-NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+REFLECT = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True) | st.sampled_from(
+    "iris iris_row iris_predict iris_service outcome problem train a_b a__b ab a_1 a1".split()
+)
 COLUMNS = st.text(max_size=8) | st.sampled_from(
     ["a_b", "aB", "A B", "_a", "a", "größe", "1st", "class", "message", "[x]", "\0", '"', "\\"]
 )
@@ -263,11 +277,13 @@ def test_values_arrive_as_over_http(server: Server, client: GrpcService, row: An
     assert said.prediction == server.post("/v1/models/odd/predict", row)["prediction"]
 
 
-def test_rows_without_a_schema_are_any_object(client: GrpcService) -> None:
+def test_rows_without_a_schema_are_any_object(server: Server, client: GrpcService) -> None:
     """A model that takes anything gets a Struct, and answers with a Value."""
     row = {"a": [1, 2.5, None, {"b": "ü"}], "c": True, "d": {}}
-    (said,) = client.predict("any_thing", row)
-    assert said.prediction == row
+    for each in (row, {"inputs": [row, row]}, {}):
+        (said,) = client.predict("any_thing", each)
+        (told,) = server.post("/v1/models/any_thing/predict", [each])["predictions"]
+        assert said.prediction == told["prediction"]
 
 
 @pytest.mark.parametrize(
@@ -369,33 +385,34 @@ def test_a_bad_row_changes_nothing(client: GrpcService, method: str, rows: Any) 
     assert refused.value.code == "invalid-input"
 
 
-def test_a_model_without_a_target_has_no_such_methods(client: GrpcService) -> None:
-    """The contract has what the model can do, and a call of anything else is unimplemented."""
+def test_a_model_has_the_methods_that_it_can_do(client: GrpcService) -> None:
+    """The contract has no others; they are told from what no model can do."""
     assert client.method("odd", "Learn")[1] is None
-    for name in ("Learn", "Outcome", "Score", "Train", "Nonsense"):
+    for name in ("Learn", "Score", "Train", "Nonsense"):
         with pytest.raises(Refusal) as refused:
             client.call("odd", name, b"")
-        assert refused.value.code == "UNIMPLEMENTED"
+        assert refused.value.code == ("UNIMPLEMENTED" if name == "Nonsense" else "wrong-state")
+    assert client.outcome("odd", [{"id": "x", "outcome": [1, "a"]}]) == ["waiting"]
 
 
 # Streams.
 
 
 def test_the_first_answers_come_before_the_last_row_is_read(client: GrpcService) -> None:
-    """10,000 rows, in order; the stream is not gathered first."""
+    """5,000 rows, in order; the stream is not gathered first."""
     seen: list[int] = []
     heard = threading.Event()
 
     def rows() -> Iterator[dict[str, float]]:
-        for number in range(10_000):
-            if number == 9_999:
+        for number in range(5_000):
+            if number == 4_999:
                 assert heard.wait(60)
             yield {"x": float(number)}
 
     for said in client.stream("line", rows()):
         heard.set()
         seen.append(round((said.prediction - 1) / 3))
-    assert seen == list(range(10_000))
+    assert seen == list(range(5_000))
 
 
 def test_a_bad_row_does_not_end_a_stream(client: GrpcService) -> None:
@@ -412,13 +429,35 @@ def test_a_bad_row_does_not_end_a_stream(client: GrpcService) -> None:
     assert [each.problem.code for each in replies[1:3]] == ["invalid-input", "unreadable"]
 
 
-def test_a_stream_can_be_left(client: GrpcService, address: str) -> None:
+def test_a_stream_can_be_left(served: Served, near: GrpcService) -> None:
     """Who hangs up in the middle of a stream leaves nothing behind."""
-    endless = ({"x": 1.0} for _ in iter(int, 1))
-    stream = client.stream("line", endless)
-    assert [next(stream).prediction for _ in range(3)]
-    stream.close()
-    assert client.predict("line", {"x": 1.0})
+    for _ in range(3):
+        stream = near.stream("sales", ({"TV": 1.0} for _ in iter(int, 1)))
+        assert [next(stream).prediction for _ in range(3)]
+        stream.close()
+    assert until(lambda: not served.server._readers)
+    assert near.predict("sales", {"TV": 1.0})
+
+
+ENDLESS = """
+import sys
+import grpc
+from tests.adapters.drivers.grpc_service import GrpcService
+for said in GrpcService(sys.argv[1]).stream("sales", ({"TV": 1.0} for _ in iter(int, 1))):
+    print(said.id, flush=True)
+"""
+
+
+def test_a_client_that_dies_leaves_nothing_behind(served: Served, near: GrpcService) -> None:
+    """A process killed in the middle of its stream takes its tasks and its queue with it."""
+    command = [sys.executable, "-c", ENDLESS, served.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        assert served.server._readers
+        process.kill()
+    assert until(lambda: not served.server._readers)
+    assert until(lambda: not served.loop.serving.service("sales").queue)
+    assert near.predict("sales", {"TV": 1.0})
 
 
 # Time.
@@ -492,7 +531,7 @@ def test_tokens_are_asked_for(tmp_path: Path, free_port: int) -> None:
     with calling(tmp_path, free_port, token_required=True) as served:
         texts = {scope: served.loop.access.issue(scope, [scope]) for scope in ("predict", "learn")}
         teller = GrpcService(served.address, texts["predict"])
-        request = teller.request("sales", {"TV": 1.0}).SerializeToString()
+        request = key(1, 2) + varint(9) + key(1, 1) + struct.pack("<d", 1.0)
         for token, code in [
             (None, "unauthorized"),
             ("ll_wrong", "unauthorized"),
@@ -500,11 +539,14 @@ def test_tokens_are_asked_for(tmp_path: Path, free_port: int) -> None:
         ]:
             client = GrpcService(served.address, token)
             with pytest.raises(Refusal) as refused:
-                client.call("sales", "Predict", request)
+                client.call("sales", "Predict", request, described=False)
             assert refused.value.code == code
-            with pytest.raises(Refusal) as refused:
-                list(client.stream("sales", [{"TV": 1.0}]))
-            assert refused.value.code == code
+            if code == "unauthorized":
+                for method in ("loopline.v1.SalesService/PredictStream", REFLECT):
+                    stream = client.channel.stream_stream(f"/{method}")
+                    with pytest.raises(Refusal) as refused, refusals():
+                        list(stream(iter([request])))
+                    assert refused.value.code == code
             client.close()
         assert teller.predict("sales", {"TV": 1.0})
         with pytest.raises(Refusal) as refused:
@@ -599,7 +641,7 @@ def test_our_own_mistakes_are_logged_and_not_told(
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("the secret")
 
-    monkeypatch.setattr(served.loop.serving, "submit", broken)
+    monkeypatch.setattr(served.loop.serving, "enqueue", broken)
     path, _, _ = near.method("sales", "Predict")
     with pytest.raises(grpc.RpcError) as failed:
         near.channel.unary_unary(path)(near.request("sales", {"TV": 1.0}).SerializeToString())
@@ -700,51 +742,54 @@ def test_health(address: str, client: GrpcService) -> None:
     assert failed.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_models_come_and_go_while_running(
-    server: Server, client: GrpcService, tmp_path: Path
-) -> None:
+def test_models_come_and_go_while_running(served: Served, near: GrpcService) -> None:
     """Health watched, reflection, contract and calls follow, with no restart."""
-    (tmp_path / "data.csv").write_text("größe,y\n" + "\n".join(f"{x},{2 * x}" for x in range(20)))
-    stub = health_pb2_grpc.HealthStub(client.channel)
+
+    def register(schema: Any) -> None:
+        definition = Definition(name="fresh_one", model=lambda row: len(row), schema=schema)
+        served.loop.registry.register(definition)
+        served.loop.serving.refresh()
+
+    states = health_pb2.HealthCheckResponse
+    stub = health_pb2_grpc.HealthStub(near.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(service="loopline.v1.FreshOneService"))
-    assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-    table = {"model": "linear", "data": str(tmp_path / "data.csv"), "target": "y"}
-    server.client.put("/v1/models/fresh_one", json=table).raise_for_status()
-    states = [next(watch).status]
-    while states[-1] != health_pb2.HealthCheckResponse.SERVING:
-        states.append(next(watch).status)
-    (said,) = client.predict("fresh_one", {"größe": 4.0})
-    assert said.prediction == pytest.approx(8.0)
-    (tmp_path / "data.csv").write_text("y,x\n" + "\n".join(f"{x},{x}" for x in range(20)))
-    server.client.put("/v1/models/fresh_one", json=table).raise_for_status()
-    other = GrpcService(client.channel._channel.target().decode())
-    assert until(lambda: other.describe("fresh_one")["inputs"] == ["x"])
-    server.client.delete("/v1/models/fresh_one").raise_for_status()
-    assert next(
-        status
-        for status in (each.status for each in watch)
-        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-    )
+    assert next(watch).status == states.SERVICE_UNKNOWN
+    register(TypedDict("Old", {"größe": float, "gone": float}))
+    assert next(watch).status == states.SERVING
+    old = near.request("fresh_one", {"größe": 4.0, "gone": 0.0})
+    assert near.call("fresh_one", "Predict", old).id
+    register(TypedDict("New", {"größe": float, "name": str}))
+    with pytest.raises(Refusal, match="is not text") as refused:
+        near.call("fresh_one", "Predict", old)
+    assert refused.value.pointers == ("/name",)
+    fresh = GrpcService(served.address)
+    assert fresh.describe("fresh_one")["inputs"] == ["größe", "name"]
+    assert fresh.predict("fresh_one", {"größe": 4.0, "name": "ü"})
+    served.loop.remove("fresh_one")
+    assert next(watch).status == states.SERVICE_UNKNOWN
     watch.cancel()
     with pytest.raises(Refusal) as refused:
-        client.predict("fresh_one", {"größe": 4.0})
+        near.call("fresh_one", "Predict", old)
     assert refused.value.code == "unknown-model"
-    other.close()
+    fresh.close()
 
 
-def test_a_swap_under_load_fails_no_call(server: Server, address: str, client: GrpcService) -> None:
+def test_a_swap_under_load_fails_no_call(served: Served, near: GrpcService) -> None:
     """Calls and a stream go on while versions are swapped, and each is answered by one of them."""
-    if len(server.get("/v1/models/line/versions")["versions"]) < 2:
-        client.train("line")
-    now = server.get("/v1/models/line")["champion"]
-    other = server.get("/v1/models/line")["previous"]
+    x = pd.DataFrame({"x": [0.0, 1.0]})
+    for slope in (1.0, 2.0):
+        fitted = LinearRegression().fit(x, slope * x["x"])
+        table = Definition(name="swapped", model=fitted, data=x.assign(y=0.5), target="y")
+        served.loop.registry.register(table)
+        served.loop.serving.refresh()
     stop = threading.Event()
-    versions: list[int] = []
+    seen: list[tuple[int, float]] = []
 
     def ask() -> None:
-        own = GrpcService(address)
+        own = GrpcService(served.address)
         while not stop.is_set():
-            versions.append(own.predict("line", {"x": 1.0})[0].version)
+            (said,) = own.predict("swapped", {"x": 1.0})
+            seen.append((said.version, round(said.prediction)))
         own.close()
 
     def rows() -> Iterator[Any]:
@@ -752,18 +797,21 @@ def test_a_swap_under_load_fails_no_call(server: Server, address: str, client: G
             yield {"x": 1.0}
             time.sleep(0.01)
 
-    with ThreadPoolExecutor(4) as pool:
+    def stream() -> list[tuple[int, float]]:
+        return [(said.version, round(said.prediction)) for said in near.stream("swapped", rows())]
+
+    with ThreadPoolExecutor(3) as pool:
         asking = [pool.submit(ask) for _ in range(2)]
-        streamed = pool.submit(lambda: [said.version for said in client.stream("line", rows())])
+        streamed = pool.submit(stream)
         try:
-            for wanted in (other, now, other, now):
-                server.post("/v1/models/line/promote", {"version": wanted})
-                assert until(lambda wanted=wanted: versions[-1] == wanted)
+            for wanted in (1, 2, 1, 2):
+                served.loop.promote("swapped", wanted)
+                assert until(lambda wanted=wanted: bool(seen) and seen[-1][0] == wanted)
         finally:
             stop.set()
         for each in asking:
             each.result(30)
-    assert set(versions) | set(streamed.result(30)) == {now, other}
+    assert set(seen) | set(streamed.result(30)) == {(1, 1), (2, 2)}
 
 
 def test_a_leaving_server_says_so(tmp_path: Path, free_port: int) -> None:
@@ -827,3 +875,11 @@ def test_replicas_share_the_port(tmp_path: Path, free_ports: Ports) -> None:
         assert until(ask)
     finally:
         assert server.stop() == 0
+
+
+def test_without_the_extra_its_pip_line_is_told() -> None:
+    """Who asks for gRPC and has not installed it is told how to."""
+    for missing in ("grpc", "google.protobuf", "grpc_status"):
+        code = f"import sys; sys.modules[{missing!r}] = None; import loopline.adapters.grpc"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "MissingExtra" in done.stderr and "pip install 'loopline[grpc]'" in done.stderr

@@ -234,6 +234,7 @@ def test_tokens_are_asked_for(tmp_path: Any, free_port: int) -> None:
         with pytest.raises(Refusal) as refused:
             driver.predict("iris", SETOSA)
         assert refused.value.code == "unauthorized"
+        assert driver.ask("is_server_live")["found"] and driver.ask("is_server_ready")["found"]
         driver.close()
 
 

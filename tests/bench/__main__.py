@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import eventlog, footprint, machine, outcomes, pauses, report, serving
+from tests.bench import eventlog, footprint, machine, outcomes, pauses, protocols, report, serving
 from tests.bench.peers import PEERS
 from tests.bench.rows import Plan, read
 
 SUITES: dict[str, Callable[[Plan], None]] = {
     "serving": serving.run,
+    "protocols": protocols.run,
     "pauses": pauses.run,
     "log": eventlog.run,
     "outcomes": outcomes.run,
@@ -85,6 +86,8 @@ def _list() -> None:
         print(f"serving   {case.name}")
     for peer in PEERS:
         print(f"serving   {peer.name}{'' if peer.installed else ' (not installed)'}")
+    for each in protocols.CASES:
+        print(f"protocols {each.name}{''.join(f', {peer}' for peer in each.peers)}")
     for name in pauses.CASES:
         print(f"pauses    {name}")
     for name in eventlog.CASES:

@@ -37,6 +37,7 @@ ENVIRONMENTS = {
     "bentoml": Environment("scikit-learn bentoml"),
     # With a newer uvloop its workers find no event loop and die.
     "mlserver": Environment("scikit-learn mlserver mlserver-sklearn uvloop<0.22"),
+    "zerorpc": Environment("scikit-learn zerorpc==0.6.3"),
     "mlflow": Environment("scikit-learn mlflow"),
     "ray": Environment("scikit-learn ray[serve]", default=False),
     # It has had no release for the libraries of today, nor for Python after 3.9.
@@ -52,7 +53,7 @@ ENVIRONMENTS = {
 class Peer(NamedTuple):
     """One way to serve the same model, and what it is asked.
 
-    `command` is run in the environment's `bin`; PORT in it stands for the port.
+    `command` is run in the environment's `bin`; PORT in it stands for the port, SECOND for another.
     """
 
     name: str
@@ -97,15 +98,28 @@ class Peer(NamedTuple):
 UVICORN = "uvicorn --loop uvloop --http httptools --no-access-log --log-level warning --port PORT "
 GUNICORN = "gunicorn -w 1 -k sync --log-level warning -b 127.0.0.1:PORT "
 TENSOR = {"name": "x", "shape": [1, 4], "datatype": "FP64", "data": [list(IRIS.values())]}
-MLSERVER = {
+MLSERVER_SETTINGS = {
     "HOST": "127.0.0.1",
     "HTTP_PORT": "PORT",
-    "GRPC_PORT": "0",
+    "GRPC_PORT": "SECOND",
     "METRICS_PORT": "0",
     "PARALLEL_WORKERS": "0",
     "DEBUG": "false",
 }
 BY_HAND = "fastapi async"
+
+MLSERVER = Peer(
+    *("mlserver, batches", "mlserver", "mlserver start HOME/bench/mlserver"),
+    "/v2/models/iris/infer",
+    request=json.dumps({"inputs": [TENSOR]}),
+    expect='"outputs"',
+    settings=tuple((f"MLSERVER_{name}", value) for name, value in MLSERVER_SETTINGS.items()),
+)
+RPC = (
+    MLSERVER._replace(name="mlserver, grpc"),
+    Peer("zerorpc-python", "zerorpc", f"python {SERVERS}/zerorpc_app.py PORT SECOND"),
+)
+"""Those that only speak another protocol, or are asked by it."""
 
 PEERS = (
     Peer(BY_HAND, "byhand", UVICORN + "by_hand:app", "/async"),
@@ -122,13 +136,7 @@ PEERS = (
         f"bentoml serve bento:Predict --working-dir {SERVERS} --port PORT",
         request=json.dumps({"rows": [IRIS]}),
     ),
-    Peer(
-        *("mlserver, batches", "mlserver", "mlserver start HOME/bench/mlserver"),
-        "/v2/models/iris/infer",
-        request=json.dumps({"inputs": [TENSOR]}),
-        expect='"outputs"',
-        settings=tuple((f"MLSERVER_{name}", value) for name, value in MLSERVER.items()),
-    ),
+    MLSERVER,
     Peer(
         *("mlflow", "mlflow"),
         "mlflow models serve -m HOME/bench/mlflow --env-manager local -h 127.0.0.1 -p PORT -w 1",

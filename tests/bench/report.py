@@ -136,6 +136,18 @@ def _pauses(rows: Sequence[Row]) -> str:
     return table(head.split(","), body) if body else ""
 
 
+def _protocols(rows: Sequence[Row]) -> str:
+    found = cases(rows, "protocols")
+    body = []
+    for name, own in found.items():
+        rps, ours = median(own, "rps"), median(found[name.partition(":")[0]], "rps")
+        ratio = number(ours / rps, 1) if rps and ours and ":" in name else ""
+        tails = [number(median(own, each), 2) for each in ("p50", "p99")]
+        body.append([name, number(rps), ratio, *tails, number(spread(own, "rps"))])
+    head = ["case", "req/s", "ours is x times", "p50 ms", "p99", "spread %"]
+    return table(head, body) if body else ""
+
+
 def _plainly(suite: str, columns: dict[str, tuple[str, int]]) -> Callable[[Sequence[Row]], str]:
     """A table of medians: from a column's title to its figure and digits."""
 
@@ -166,6 +178,7 @@ def _memory(rows: Sequence[Row]) -> str:
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "One request after the other on 64 connections": _serving,
     "What the prediction log costs the tail": _tail,
+    "The same model over every protocol": _protocols,
     "Trainings and swaps, at half of the capacity, on a schedule": _pauses,
     "The event log": _plainly("log", {"events/s": ("events_s", 0), "p99 ms": ("p99", 2)}),
     "Outcomes": _plainly(

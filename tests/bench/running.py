@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +51,7 @@ class Ours:
         replicas: how many processes answer.
         placement: a key of `PLACEMENTS`.
         busy: also serve a model whose training takes long.
+        also: more arguments of `loopline serve`.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class Ours:
         replicas: int = 1,
         placement: str = "one",
         busy: bool = False,
+        also: Sequence[str] = (),
     ) -> None:
-        self._server = Server(folder, free_port(), str(SERVED), "--processes", str(replicas))
+        arguments = (str(SERVED), "--processes", str(replicas), *also)
+        self._server = Server(folder, free_port(), *arguments)
         self._server.client.timeout = PATIENCE
         self._environ = {"BENCH_WORKLOAD": workload, "BENCH_LOG": log, "BENCH_BUSY": "y" * busy}
         self._placement = placement
@@ -113,15 +116,18 @@ class Ours:
 
 
 class Theirs:
-    """A peer's server: any command that answers on a port of ours."""
+    """A peer's server: any command that answers on a port of ours, and perhaps on a second."""
 
     def __init__(self, command: list[str], path: str, environ: dict[str, str]) -> None:
-        self.port = free_port()
+        self.port, self.second = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}{path}"
         self._folder = tempfile.mkdtemp(prefix="loopline-bench-")
-        self._command = [part.replace("PORT", str(self.port)) for part in command]
-        self._environ = {name: v.replace("PORT", str(self.port)) for name, v in environ.items()}
+        self._command = [self._placed(part) for part in command]
+        self._environ = {name: self._placed(value) for name, value in environ.items()}
         self._process: subprocess.Popen[bytes] | None = None
+
+    def _placed(self, text: str) -> str:
+        return text.replace("SECOND", str(self.second)).replace("PORT", str(self.port))
 
     @property
     def pid(self) -> int:

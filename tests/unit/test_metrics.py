@@ -37,10 +37,10 @@ def counted() -> Metrics:
     metrics = Metrics()
     metrics.batch("iris", 3, 4, 10, 0.002, ["invalid-input", "invalid-input"])
     metrics.batch("iris", 3, 1, 1, 0.7)
-    metrics.shed("iris")
-    metrics.timed_out("iris")
-    metrics.unseen("iris", {"colour": 2})
-    metrics.outcomes("iris", {"joined": 5, "late": 0})
+    metrics.add("loopline_shed_total", 1.0, ("iris", "queue"))
+    metrics.add("loopline_timeouts_total", 1.0, ("iris",))
+    metrics.each("loopline_unseen_categories_total", "iris", {"colour": 2})
+    metrics.each("loopline_outcomes_total", "iris", {"joined": 5, "late": 0})
     metrics.sample("loopline_queue_requests", lambda: {("iris",): 7.0})
     return metrics
 
@@ -113,7 +113,7 @@ def test_a_snapshot_travels(codec: object) -> None:
 def test_label_values_are_escaped() -> None:
     """Quotes, backslashes and line breaks in a label cannot break the format."""
     metrics = Metrics()
-    metrics.unseen("iris", {'a"b\\c\nd': 1})
+    metrics.each("loopline_unseen_categories_total", "iris", {'a"b\\c\nd': 1})
     assert 'field="a\\"b\\\\c\\nd"' in metrics.render()
     samples(metrics.render())
 

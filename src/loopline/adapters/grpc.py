@@ -11,12 +11,15 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
 from typing import Any, NoReturn
 
+from loopline.access import Caller
 from loopline.adapters import grpc_inference, grpc_messages, grpc_service
-from loopline.adapters.grpc_call import Call, Method
+from loopline.adapters.grpc_call import Call, Gathering, Method, NoSuchMethod
 from loopline.adapters.status import GRPC
 from loopline.errors import (
     InvalidInput,
@@ -39,8 +42,11 @@ except ImportError as missing:
 logger = logging.getLogger("loopline.grpc")
 
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+NOBODY = Caller(name="nobody", scopes=frozenset())
 MOST_CALLS = 10_000
 """Calls under way; the next one is refused at once."""
+MOST_PATHS = 1_000
+"""Methods whose handlers are kept."""
 LOOK = 0.2
 """Seconds between two looks at the health that somebody watches."""
 _HEALTH = "grpc.health.v1.Health"
@@ -84,7 +90,9 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._pool = ThreadPoolExecutor(32, thread_name_prefix="grpc")
         self._inference = grpc_inference.Inference()
         self._contracts = grpc_service.Contracts(loop)
+        self._gathering = Gathering(loop.serving)
         self._readers: set[asyncio.Task[None]] = set()
+        self._handlers: dict[str, Handler] = {}
         self._leaving = False
         self._server: Any = None
 
@@ -113,7 +121,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     async def stop(self, grace: float) -> None:
         """Tell that this server leaves, finish what was begun, and hang up."""
         self._leaving = True
-        for reader in self._readers:
+        for reader in list(self._readers):
             reader.cancel()
         if self._server is not None:
             await self._server.stop(grace)
@@ -123,10 +131,16 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     def service(self, handler_call_details: Any) -> Handler:
         """The handler of a call, by the name of its method."""
-        service, _, name = handler_call_details.method[1:].rpartition("/")
-        if service == grpc_inference.SERVICE:
-            method = self._inference.methods.get(name)
-            return self._handler(method) if method else None
+        path = handler_call_details.method
+        handler = self._handlers.get(path)
+        if handler is None:
+            service, _, name = path[1:].rpartition("/")
+            handler = self._find(service, name)
+            if handler is not None and len(self._handlers) < MOST_PATHS:
+                self._handlers[path] = handler
+        return handler
+
+    def _find(self, service: str, name: str) -> Handler:
         if service == _HEALTH:
             return {"Check": _unary(self._check), "Watch": _stream(self._watch)}.get(name)
         if service in _REFLECTION and name == "ServerReflectionInfo":
@@ -135,28 +149,23 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 reflection_pb2.ServerReflectionRequest.FromString,
                 reflection_pb2.ServerReflectionResponse.SerializeToString,
             )
+        if service == grpc_inference.SERVICE:
+            method = self._inference.methods.get(name)
+            streams, open = name == "ModelStreamInfer", name in ("ServerLive", "ServerReady")
+            return self._handler(lambda: method, streams, open) if method else None
         model = grpc_messages.model_of(service)
-        return self._of_model(model, name) if model else None
+        if model is None:
+            return None
+        # Looked up at each call, because the model may have changed.
+        found = partial(self._contracts.method, model, name)
+        return self._handler(found, name == "PredictStream")
 
-    def _of_model(self, model: str, name: str) -> Handler:
-        try:
-            method = self._contracts.method(model, name)
-        except LooplineError as error:
-            return grpc.unary_unary_rpc_method_handler(self._refusing(error))
-        return self._handler(method) if method else None
-
-    def _refusing(self, error: LooplineError) -> Any:
-        async def refuse(request: bytes, context: Context) -> NoReturn:
-            await self._abort(context, error)
-
-        return refuse
-
-    def _handler(self, method: Method) -> Handler:
-        """The handler of a method: who calls, the verb, and errors as statuses."""
+    def _handler(self, find: Callable[[], Method], streams: bool, open: bool = False) -> Handler:
+        """The handler of a method: who calls (unless it is open), the verb, errors as statuses."""
 
         async def answer(request: bytes, context: Context) -> bytes:
             try:
-                call = await self._open(context)
+                call, method = await self._open(context, open), find()
                 found = await method.answer(call, grpc_messages.parse(method.takes, request))
                 data: bytes = found.SerializeToString()
                 return data
@@ -165,35 +174,37 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
         async def stream(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             try:
-                async for found in method.answer(await self._open(context), requests):
-                    yield found.SerializeToString()
+                call, method = await self._open(context), find()
+                async with aclosing(method.answer(call, requests)) as answers:
+                    async for found in answers:
+                        yield found.SerializeToString()
             except Exception as error:
                 await self._abort(context, error)
 
-        if method.streams:
+        if streams:
             return grpc.stream_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    async def _open(self, context: Context) -> Call:
+    async def _open(self, context: Context, open: bool = False) -> Call:
         """Find out who calls, and how long they will wait."""
         access, token = self._loop.access, None
-        if access.required:
+        if access.required and not open:
             for name, text in context.invocation_metadata() or ():
                 if name == "authorization" and text[:7].lower() == "bearer ":
                     token = text[7:].strip()
-        caller = access.recall(token)
+        caller = NOBODY if open else access.recall(token)
         if caller is None:
             running = asyncio.get_running_loop()
             caller = await running.run_in_executor(self._pool, access.identify, token)
         left = context.time_remaining()
         until = None if left is None else time.monotonic() + left
-        return Call(self._loop, caller, until, self._pool, self._readers)
+        return Call(self._loop, caller, until, self._pool, self._readers, self._gathering)
 
     async def _abort(self, context: Context, error: Exception) -> NoReturn:
         """End a call with any exception, and log those that are not the caller's doing."""
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
-        told = {}
+        if isinstance(error, NoSuchMethod):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
+        told: dict[str, str] = {}
         known = error
         if not isinstance(known, LooplineError):
             known = ModelFailed("something went wrong here; the log has the details under this id")
@@ -202,7 +213,7 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             told["instance"] = new_id()
             logger.error("%s: %s", told["instance"], error, exc_info=error)
             if self._loop.settings.debug:
-                told["traceback"] = "".join(traceback.format_exception(error))[-2000:]
+                told["traceback"] = "".join(traceback.format_exception(error))[-1000:]
         found = rpc_status.to_status(grpc_messages.status(name, known, told))
         await context.abort(found.code, found.details, found.trailing_metadata)
         raise error
@@ -245,18 +256,24 @@ class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     async def _reflect(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """Describe the services as they are at this moment."""
-        services = self._loop.serving.services()
-        pool = grpc_messages.pool_of(
-            grpc_messages.describe(service.record for service in services),
-            grpc_inference.describe(),
-            health_pb2.DESCRIPTOR.serialized_pb,
-            reflection_pb2.DESCRIPTOR.serialized_pb,
-        )
+        try:
+            call = await self._open(context)
+        except LooplineError as error:
+            await self._abort(context, error)
+        pool = await call.work(self._describe)
         servicer = reflection.aio.ReflectionServicer(  # type: ignore[attr-defined]
             self._services(), pool
         )
         async for answer in servicer.ServerReflectionInfo(requests, context):
             yield answer
+
+    def _describe(self) -> Any:
+        return grpc_messages.pool_of(
+            grpc_messages.describe(each.record for each in self._loop.serving.services()),
+            grpc_inference.describe(),
+            health_pb2.DESCRIPTOR.serialized_pb,
+            reflection_pb2.DESCRIPTOR.serialized_pb,
+        )
 
 
 def _unary(answer: Any) -> Handler:

@@ -10,21 +10,62 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from loopline.access import Caller
-from loopline.asks import Answered, Ask
+from loopline.asks import Answered, Ask, Awaited
 from loopline.errors import Unavailable
 from loopline.loop import Loop
+from loopline.serving import Serving
 
 T = TypeVar("T")
 
 MOST_PENDING = 256
 """Requests of one stream that are answered at a time; more are not read before."""
+GAP, GATHER, MOST_GATHERED = 0.001, 0.002, 16
+"""Seconds between requests that come in a row, seconds the first waits, and how many at most."""
+SMALL = 2**16
+"""Bytes of a message that is read on the event loop."""
+
+
+class Gathering:
+    """Where requests that come in a row meet, so that one call of the model answers them.
+
+    The library hands calls out one after the other, with work of its own between them, so those
+    that came together are not there in the same turn of the event loop. Meeting gives half as many
+    calls a second again. Who comes alone does not wait.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._waiting: list[Awaited] = []
+        self._last = 0.0
+
+    def submit(self, ask: Ask) -> asyncio.Future[Answered]:
+        """Queue a request, now or with those that come right behind it."""
+        running, now = asyncio.get_running_loop(), time.monotonic()
+        future: asyncio.Future[Answered] = running.create_future()
+        self._waiting.append(Awaited(ask, future))
+        alone, self._last = now - self._last > GAP, now
+        if alone or len(self._waiting) >= MOST_GATHERED:
+            self._enqueue()
+        elif len(self._waiting) == 1:
+            running.call_later(GATHER, self._enqueue)
+        return future
+
+    def _enqueue(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            try:
+                if not waiter.gone:
+                    self._serving.enqueue(waiter)
+            except Exception as error:  # it is this waiter's, and the others are still to come
+                waiter.future.set_exception(error)
 
 
 class Call(NamedTuple):
     """One call.
 
     `until` is the call's own deadline, a reading of the monotonic clock, None where it has none.
-    `readers` are the tasks that read streams, for a stopping server to end.
+    `pool` has the threads for what takes its time, and `readers` are the tasks that read streams,
+    for a stopping server to end.
     """
 
     loop: Loop
@@ -32,6 +73,7 @@ class Call(NamedTuple):
     until: float | None
     pool: ThreadPoolExecutor
     readers: set[asyncio.Task[None]]
+    gathering: Gathering
 
     async def predict(
         self, model: str, value: Any, ids: Any = None, timeout: float | None = None, **which: Any
@@ -41,7 +83,7 @@ class Call(NamedTuple):
         until = time.monotonic() + (timeout or settings.timeout)
         if self.until is not None:
             until = min(until, self.until) if timeout else self.until
-        return await self.loop.serving.submit(
+        return await self.gathering.submit(
             Ask(model, value, ids=ids, deadline=until, caller=self.caller, **which)
         )
 
@@ -49,8 +91,10 @@ class Call(NamedTuple):
         """Call a verb of the loop in a thread, as this caller."""
         return await self.work(partial(verb, *args, caller=self.caller, **options))
 
-    async def work(self, work: Callable[..., T], *args: Any) -> T:
-        """Do in a thread what could keep the event loop waiting."""
+    async def work(self, work: Callable[..., T], *args: Any, size: int = SMALL) -> T:
+        """Do in a thread what could keep the event loop waiting, unless it is of small size."""
+        if size < SMALL:
+            return work(*args)
         return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
 
     async def each(
@@ -64,7 +108,8 @@ class Call(NamedTuple):
         Raises:
             Unavailable: the server stopped reading; what it had read was answered.
         """
-        places = asyncio.Semaphore(MOST_PENDING)
+        # One stream leaves room in the queue for the others.
+        places = asyncio.Semaphore(max(1, min(MOST_PENDING, self.loop.settings.max_queue // 2)))
         pending: asyncio.Queue[asyncio.Future[T] | None] = asyncio.Queue()
 
         async def read() -> None:
@@ -90,14 +135,12 @@ class Call(NamedTuple):
                     begun.cancel()
 
 
-class Method(NamedTuple):
-    """A method of a service.
+class NoSuchMethod(Exception):
+    """The service does not have this method."""
 
-    Args:
-        takes: the class of its requests.
-        answer: gives an answer to each, or, where it `streams`, answers to an iterator of bytes.
-    """
+
+class Method(NamedTuple):
+    """A method: the class of its requests, and what gives its answer, or its stream's answers."""
 
     takes: Any
     answer: Callable[[Call, Any], Any]
-    streams: bool = False

@@ -5,7 +5,8 @@ A request whose tensors come as bytes is answered with bytes, one with typed con
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -98,7 +99,7 @@ class Inference:
             for name, verb in _VERBS.items()
         }
         takes = self.message("ModelInferRequest")
-        self.methods["ModelStreamInfer"] = Method(takes, self.stream_infer, True)
+        self.methods["ModelStreamInfer"] = Method(takes, self.stream_infer)
 
     def message(self, name: str) -> Any:
         """The class of a message."""
@@ -149,8 +150,9 @@ class Inference:
         service = call.loop.serving.service(request.model_name)
         champion, record = service.champion, service.record
         schema = champion.schema if champion else msgspec.convert(record.schema, Schema)
-        parameters = _parameters(request.parameters)
-        value, ids = inference.rows(schema, _tensors(request), parameters)
+        parameters, size = _parameters(request.parameters), request.ByteSize()
+        found = await call.work(_tensors, request, size=size)
+        value, ids = inference.rows(schema, found, parameters)
         for index, each in enumerate(request.outputs):
             inference.check_parameters(_parameters(each.parameters), f"/outputs/{index}")
         wanted = [each.name for each in request.outputs]
@@ -162,15 +164,8 @@ class Inference:
             model_version=inference.version_of(answered),
             id=request.id or answered.predictions[0].id,
         )
-        for tensor in inference.tensors(answered, schema, wanted):
-            output = told.outputs.add(
-                name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
-            )
-            if request.raw_input_contents:
-                told.raw_output_contents.append(inference.to_raw(tensor))
-            else:
-                values = _contents(tensor)
-                getattr(output.contents, _CONTENTS[tensor.datatype]).extend(values)
+        outputs = inference.tensors(answered, schema, wanted)
+        await call.work(_put, told, outputs, bool(request.raw_input_contents), size=size)
         return told
 
     def stream_infer(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
@@ -270,8 +265,16 @@ def _tensors(request: Any) -> list[Tensor]:
     return found
 
 
-def _contents(tensor: Tensor) -> list[Any]:
-    """A tensor's values for typed contents; what is missing is NaN, or empty."""
-    if tensor.datatype == "BYTES":
-        return [v if type(v) is bytes else (v or "").encode() for v in tensor.data]
-    return [float("nan") if value is None else value for value in tensor.data]
+def _put(told: Any, outputs: Iterable[Tensor], raw: bool) -> None:
+    """Put tensors into an answer: as bytes, or as typed contents, where missing is NaN or empty."""
+    for tensor in outputs:
+        name, datatype, shape, values = tensor
+        output = told.outputs.add(name=name, datatype=datatype, shape=shape)
+        if raw:
+            told.raw_output_contents.append(inference.to_raw(tensor))
+            continue
+        if datatype == "BYTES":
+            values = [v if type(v) is bytes else (v or "").encode() for v in values]
+        else:
+            values = [math.nan if value is None else value for value in values]
+        getattr(output.contents, _CONTENTS[datatype]).extend(values)

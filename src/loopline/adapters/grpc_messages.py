@@ -38,15 +38,15 @@ _SHARED_MESSAGES = """
 FieldError: string pointer, string detail
 Problem: string code, string detail, FieldError* errors, double? retry_after
 ColumnSummary: int64 count, double? mean, double? std, double? min, double? max
-Learned: int64 accepted, int64? rows, ColumnSummary{} summary
+LearnReply: int64 accepted, int64? rows, ColumnSummary{} summary
 OutcomeStatus: string id, string status
-OutcomesTaken: OutcomeStatus* results, int64{} counts
-TrainingOrder: google.protobuf.Struct parameters, string? reason, double? wait
-Training: string job, string state, int64? version, double{} metrics
-Scored: int64 version, string on, int64 rows, double{} metrics
-DescriptionOrder:
+OutcomeReply: OutcomeStatus* results, int64{} counts
+TrainRequest: google.protobuf.Struct parameters, string? reason, double? wait
+TrainReply: string job, string state, int64? version, double{} metrics
+ScoreReply: int64 version, string on, int64 rows, double{} metrics
+DescribeRequest:
 """
-# No name of these ends with another's, so that no two models' messages can have the same name.
+# No name of these, nor `Service`, ends with another's, so no two models' messages share a name.
 # `Row`, `Example` and `Answer` stand for what the schema makes of them.
 _MODEL_MESSAGES = """
 PredictRequest: Row row, string? id, int64? version, string? alias, bool probabilities
@@ -63,13 +63,13 @@ _MODEL_METHODS = {
     "Predict": "PredictRequest Prediction",
     "PredictMany": "PredictManyRequest Predictions",
     "PredictStream": "stream PredictRequest PredictReply",
-    "Learn": "LearnRequest Learned",
-    "Outcome": "OutcomeRequest OutcomesTaken",
-    "Score": "ScoreRequest Scored",
-    "Train": "TrainingOrder Training",
-    "Describe": "DescriptionOrder google.protobuf.Struct",
+    "Learn": "LearnRequest LearnReply",
+    "Outcome": "OutcomeRequest OutcomeReply",
+    "Score": "ScoreRequest ScoreReply",
+    "Train": "TrainRequest TrainReply",
+    "Describe": "DescribeRequest google.protobuf.Struct",
 }
-_LABELLED = ("Example", "LearnRequest", "Outcome", "OutcomeRequest", "ScoreRequest")
+_LABELLED = ("LearnRequest", "ScoreRequest")
 """What only a model with a target has."""
 _STRUCT, _VALUE = "google.protobuf.Struct", "google.protobuf.Value"
 _BASES = {"number": "double", "integer": "int64", "boolean": "bool", "text": "string"}
@@ -83,7 +83,7 @@ _NAMES = {number: name for name, number in _SCALARS.items()}
 _LINE = re.compile(r"([\w.]+)(?: (\w+))?:(.*)")
 _MEMBER = re.compile(r"([\w.]+)([?*]|{})? (\w+)")
 MOST_TEXT, MOST_DETAILS = 600, 3_000
-"""Characters and bytes of an error: it travels in headers, of which clients take 8 KiB."""
+"""Bytes of an error's sentence and fields: headers carry both, and clients take 8 KiB of them."""
 
 
 class _Member(NamedTuple):
@@ -260,7 +260,7 @@ def _add_model(file: File, record: ModelRecord, schema: Schema) -> None:
             members = [m._replace(kind=names.get(m.kind, m.kind)) for m in _members(found[3])]
             members = [m._replace(label="") if m.kind == _VALUE else m for m in members]
             _add_message(file, names[found[1]], members, found[2] or "")
-    missing = {*skipped, *(() if record.recipe else ("TrainingOrder",))}
+    missing = {*skipped, *(() if record.recipe else ("TrainRequest",))}
     methods = {
         method: " ".join(names.get(word, word) for word in ends.split())
         for method, ends in _MODEL_METHODS.items()
@@ -286,15 +286,18 @@ def _kind(kind: Any, categories: tuple[Any, ...] | None) -> str:
 
 
 class Contract:
-    """The messages of one model, as its record is at the moment."""
+    """The messages of one model, as its record is at the moment.
+
+    `takes` are the classes of its methods' requests.
+    """
 
     def __init__(self, record: ModelRecord) -> None:
         self.record = record
         self.schema = msgspec.convert(record.schema, Schema)
         file = describe([record])
-        pool, self._own = pool_of(file), f"{PACKAGE}.{_camel(record.name)}"
-        self._pool = pool
-        self.takes = {m.name: class_of(pool, m.input_type[1:]) for m in file.service[0].method}
+        self._pool, self._own = pool_of(file), f"{PACKAGE}.{_camel(record.name)}"
+        ends = {each.name: each.input_type[1:] for each in file.service[0].method}
+        self.takes = {name: class_of(self._pool, end) for name, end in ends.items()}
         columns = [] if self.schema.open else list(_columns(self.schema))
         self._names = {column.number: column.json for column in columns}
         self._nulls = {f.name: None for f in self.schema.fields if f.nullable and not f.optional}
@@ -331,6 +334,10 @@ class Contract:
             name = self._names.get(stray.field_number, f"#{stray.field_number}")
             found[name] = _stray(stray.wire_type, stray.data)
         return found
+
+    def rows(self, messages: Iterable[Message], labelled: bool = False) -> list[dict[str, Any]]:
+        """What many rows say."""
+        return [self.row(each, labelled) for each in messages]
 
 
 def plain(value: Any) -> Any:
@@ -397,7 +404,8 @@ def status(name: str, error: LooplineError, told: Mapping[str, str]) -> status_p
         name: of the gRPC status.
         told: more for the caller.
     """
-    found = status_pb2.Status(code=code_pb2.Code.Value(name), message=error.detail[:MOST_TEXT])
+    detail = error.detail.encode()[:MOST_TEXT].decode(errors="ignore")
+    found = status_pb2.Status(code=code_pb2.Code.Value(name), message=detail)
     info = error_details_pb2.ErrorInfo(reason=error.code, domain="loopline", metadata=told)
     found.details.add().Pack(info)
     if error.retry_after is not None:

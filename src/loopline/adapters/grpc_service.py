@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from loopline.adapters.grpc_call import Call, Method
+from loopline.adapters.grpc_call import Call, Method, NoSuchMethod
 from loopline.adapters.grpc_messages import Contract, parse, plain, put
 from loopline.asks import Answered
-from loopline.errors import InvalidInput, LooplineError, ModelFailed
+from loopline.errors import InvalidInput, LooplineError, ModelFailed, WrongState
 from loopline.loop import Loop
 from loopline.records import Prediction
 
@@ -39,13 +39,21 @@ class Contracts:
         known.record = record
         return known
 
-    def method(self, model: str, name: str) -> Method | None:
-        """A method of a model's service, None where the model does not have it."""
+    def method(self, model: str, name: str) -> Method:
+        """A method of a model's service, as the model is now.
+
+        Raises:
+            UnknownModel: there is no such model.
+            WrongState: this model cannot do that.
+            NoSuchMethod: no model can.
+        """
         contract = self.of(model)
+        if name not in _VERBS:
+            raise NoSuchMethod(f"models have no method {name[:50]!r}")
         if name not in contract.takes:
-            return None
-        verb = _VERBS[name]
-        return Method(contract.takes[name], partial(verb, contract), verb is predict_stream)
+            missing = "fit method" if name == "Train" else "target column"
+            raise WrongState(f"model {model!r} has no {missing}, so it has no {name}")
+        return Method(contract.takes[name], partial(_VERBS[name], contract))
 
 
 async def predict(contract: Contract, call: Call, request: Any) -> Any:
@@ -53,7 +61,9 @@ async def predict(contract: Contract, call: Call, request: Any) -> Any:
     wanted, ids = _wanted(contract, request), None
     if request.HasField("id"):
         ids = [request.id]
-    value = contract.row(request.row)
+    row = contract.row(request.row)
+    # A row of any names may look like a request for many.
+    value = [row] if contract.schema.open else row
     answered = await call.predict(contract.record.name, value, ids, **wanted)
     return _shown(contract, answered.predictions[0], answered, request.probabilities)
 
@@ -61,12 +71,17 @@ async def predict(contract: Contract, call: Call, request: Any) -> Any:
 async def predict_many(contract: Contract, call: Call, request: Any) -> Any:
     """Predict many rows, all of them or none."""
     wanted, ids = _wanted(contract, request), list(request.ids) or None
-    rows = [contract.row(row) for row in request.rows]
+    size = request.ByteSize()
+    rows = await call.work(contract.rows, request.rows, size=size)
     answered = await call.predict(contract.record.name, rows, ids, **wanted)
-    told = contract.message("Predictions", model=answered.model, version=answered.version)
-    for each in answered.predictions:
-        told.predictions.append(_shown(contract, each, answered, request.probabilities))
-    return told
+
+    def show() -> Any:
+        told = contract.message("Predictions", model=answered.model, version=answered.version)
+        for each in answered.predictions:
+            told.predictions.append(_shown(contract, each, answered, request.probabilities))
+        return told
+
+    return await call.work(show, size=size)
 
 
 def predict_stream(
@@ -110,9 +125,9 @@ def _shown(contract: Contract, found: Prediction, answered: Answered, chances: b
 
 async def learn(contract: Contract, call: Call, request: Any) -> Any:
     """Add labelled rows to the data set: all of them, or none."""
-    rows = [contract.row(row, labelled=True) for row in request.rows]
+    rows = await call.work(contract.rows, request.rows, True, size=request.ByteSize())
     found = await call.run(call.loop.learn, contract.record.name, rows)
-    told = contract.message("Learned", accepted=found["accepted"], rows=found["rows"])
+    told = contract.message("LearnReply", accepted=found["accepted"], rows=found["rows"])
     for name, summary in (found["summary"] or {}).items():
         for key, value in summary.items():
             put(told.summary[name], key, value)
@@ -127,16 +142,16 @@ async def outcome(contract: Contract, call: Call, request: Any) -> Any:
     ]
     found = await call.run(call.loop.outcome, contract.record.name, items)
     results = found.pop("results")
-    return contract.message("OutcomesTaken", results=results, counts=found)
+    return contract.message("OutcomeReply", results=results, counts=found)
 
 
 async def score(contract: Contract, call: Call, request: Any) -> Any:
     """Score a version on these rows, or else on those it was not trained on."""
-    rows = [contract.row(row, labelled=True) for row in request.rows] or None
+    rows = await call.work(contract.rows, request.rows, True, size=request.ByteSize()) or None
     version = request.version if request.HasField("version") else None
     found = await call.run(call.loop.score, contract.record.name, rows, version=version)
     del found["model"]
-    return contract.message("Scored", **found)
+    return contract.message("ScoreReply", **found)
 
 
 async def train(contract: Contract, call: Call, request: Any) -> Any:
@@ -155,7 +170,7 @@ async def train(contract: Contract, call: Call, request: Any) -> Any:
     if shown["state"] == "failed":
         raise _job_error(shown["error"] or {})
     result = shown["result"] or {}
-    told = contract.message("Training", job=job.id, state=shown["state"])
+    told = contract.message("TrainReply", job=job.id, state=shown["state"])
     put(told, "version", result.get("version"))
     told.metrics.update(result.get("metrics") or {})
     return told

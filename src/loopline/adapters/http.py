@@ -1,6 +1,6 @@
 """HTTP: `create` gives the ASGI application over a loop.
 
-A door finds the caller and answers the predict route itself; Litestar finds the other routes.
+A door finds the caller and answers predictions itself; Litestar finds the other routes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from litestar.response import Stream
 from loopline.access import TRUSTED
 from loopline.adapters import http_inference as inference
 from loopline.adapters.http_openapi import Route
-from loopline.adapters.http_predict import QUERIES, ROUTE, Express, PredictHead
+from loopline.adapters.http_predict import Express, PredictHead
 from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
 from loopline.adapters.http_socket import converse
 from loopline.adapters.http_stream import is_stream, predict
@@ -47,6 +47,8 @@ DESK = "loopline.desk"
 HEALTH = ("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")
 OPEN = frozenset({*HEALTH, *FILES})
 """Paths that need no token: health, and a page that holds nothing but a form for the token."""
+QUICK = ((PredictHead, predict), (inference.InferHead, inference.infer))
+"""What is answered in front of the router."""
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -144,7 +146,7 @@ class Door:
 
     def __init__(self, loop: Loop, router: Litestar, quick: bool = True) -> None:
         self.tally = Tally()
-        self.admit = Express(loop, PredictHead, inference.InferHead).admit
+        self.admit = Express(loop, *(head for head, _ in QUICK)).admit
         self._loop = loop
         self._router = router
         self._quick = quick
@@ -189,12 +191,14 @@ class Door:
                 check_origin(headers)
             # Of a stream, the router would take the rows for a sign that the caller is gone.
             here = method == "POST" and (self._quick or is_stream(headers))
-            found = ROUTE.fullmatch(path) if here else None
-            if found is not None:
-                desk.path = {"model": found[1]}
-                desk.query = read_query(scope["query_string"], QUERIES)
-                await _respond(send, await predict(desk))
-                return
+            for head, answer in QUICK if here else ():
+                found = head.route.fullmatch(path)
+                if found is not None:
+                    parts = found.groupdict()
+                    desk.path = {name: _part(name, text) for name, text in parts.items() if text}
+                    desk.query = read_query(scope["query_string"], head.queries)
+                    await _respond(send, await answer(desk))
+                    return
         except Gone:
             return
         except Exception as error:

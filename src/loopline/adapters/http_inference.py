@@ -27,15 +27,8 @@ from loopline.adapters.http_predict import (
     limit_of,
     say_when,
 )
-from loopline.adapters.http_wire import (
-    Answer,
-    Desk,
-    Headers,
-    Refused,
-    plain,
-    problem,
-    too_large,
-)
+from loopline.adapters.http_verbs import live
+from loopline.adapters.http_wire import Answer, Desk, Headers, Refused, plain, problem, too_large
 from loopline.adapters.inference import Tensor
 from loopline.asks import Answered, Ask
 from loopline.errors import InvalidInput, NotReady, Unreadable, WrongState
@@ -50,6 +43,7 @@ SMALL = 2**16
 WORTH = 1024
 """Bytes of an answer that is compressed for those who accept that."""
 INFER_QUERIES = tuple(query for query in QUERIES if query.name in ("alias", "timeout"))
+_NEVER = re.compile(r"\s*q=0(\.0*)?\s*")
 _WINDOWS = {"gzip": 31, "deflate": 15}
 
 _encode = msgspec.json.Encoder().encode
@@ -65,13 +59,14 @@ class Wish(NamedTuple):
 
 
 def refused(error: Exception, instance: str, debug: bool = False) -> Answer:
-    """Turn any exception into an error of this protocol; see `problem`."""
+    """Turn any exception into an error of this protocol; see `problem`.
+
+    Clients show nothing but the text, so it begins with the stable code.
+    """
     told = problem(error, instance, debug)
-    assert isinstance(told.body, bytes)
-    members = msgspec.json.decode(told.body)
-    return Answer(
-        _encode({"error": members["detail"], **members}), told.status, headers=told.headers
-    )
+    members = msgspec.json.decode(told.body)  # type: ignore[arg-type]
+    text = f"{members['code']}: {members['detail']}"
+    return Answer(_encode({"error": text, **members}), told.status, headers=told.headers)
 
 
 # A request's way in.
@@ -96,7 +91,10 @@ def read(ask: Ask, loop: Loop, body: bytes, length: bytes | None = None) -> Wish
     schema = champion.schema if champion else msgspec.convert(record.schema, Schema)
     told, binary = _split(body, length)
     parameters = _parameters(told, "")
-    ask.value, ask.ids = inference.rows(schema, list(_tensors(told, binary)), parameters)
+    named = binary or inference.ID in parameters
+    ask.value = None if named else inference.plain_row(schema, told.get("inputs"))
+    if ask.value is None:
+        ask.value, ask.ids = inference.rows(schema, list(_tensors(told, binary)), parameters)
     limit = inference.seconds(parameters)
     if limit is not None:
         ask.deadline = time.monotonic() + limit
@@ -108,7 +106,7 @@ def read(ask: Ask, loop: Loop, body: bytes, length: bytes | None = None) -> Wish
     return Wish(schema, id or None, outputs, raw)
 
 
-def _split(body: bytes, length: bytes | None) -> tuple[Json, memoryview]:
+def _split(body: bytes, length: bytes | None) -> tuple[Json, bytes]:
     """The object at the beginning of a body, and the bytes behind it."""
     size = len(body)
     if length is not None:
@@ -116,10 +114,10 @@ def _split(body: bytes, length: bytes | None) -> tuple[Json, memoryview]:
             told = "Inference-Header-Content-Length is not the number of the body's bytes of JSON"
             raise Unreadable(told)
         size = int(length)
-    told = codecs.read(body[:size] if size < len(body) else body)[0]
-    if type(told) is not dict:
+    found = codecs.read_json(body[:size] if size < len(body) else body)
+    if type(found) is not dict:
         raise InvalidInput.at("a request is an object with `inputs`", "")
-    return told, memoryview(body)[size:]
+    return found, body[size:]
 
 
 def _parameters(told: Json, pointer: str) -> Json:
@@ -139,19 +137,18 @@ def _objects(told: Json, key: str) -> list[tuple[str, Json]]:
     return [(f"/{key}/{index}", each) for index, each in enumerate(found)]
 
 
-def _tensors(told: Json, binary: memoryview) -> Iterator[Tensor]:
+def _tensors(told: Json, body: bytes) -> Iterator[Tensor]:
     """The tensors of a request; those with a size take their bytes off, in order."""
+    binary = memoryview(body)
     for pointer, each in _objects(told, "inputs"):
-        raw = None
-        if "parameters" in each:
-            parameters = _parameters(each, pointer)
-            inference.check_parameters(parameters, pointer)
-            size = parameters.get("binary_data_size")
-            if size is not None:
-                if type(size) is not int or not 0 <= size <= len(binary):
-                    where = f"{pointer}/parameters/binary_data_size"
-                    raise InvalidInput.at("there are not so many bytes behind the JSON", where)
-                raw, binary = bytes(binary[:size]), binary[size:]
+        parameters, raw = _parameters(each, pointer), None
+        inference.check_parameters(parameters, pointer)
+        size = parameters.get("binary_data_size")
+        if size is not None:
+            if type(size) is not int or not 0 <= size <= len(binary):
+                where = f"{pointer}/parameters/binary_data_size"
+                raise InvalidInput.at("there are not so many bytes behind the JSON", where)
+            raw, binary = bytes(binary[:size]), binary[size:]
         yield inference.from_json(each, pointer, raw)
     if binary:
         raise InvalidInput.at(f"{len(binary)} bytes belong to no input", "/inputs")
@@ -162,15 +159,12 @@ def _outputs(told: Json, default: bool) -> tuple[list[str], frozenset[str]]:
     if not told.get("outputs"):
         every = (inference.PREDICTION, inference.PROBABILITIES, inference.ID)
         return [], frozenset(every if default else ())
-    names: list[str] = []
-    raw: list[str] = []
+    wanted: dict[str, bool] = {}
     for pointer, each in _objects(told, "outputs"):
         parameters = _parameters(each, pointer)
         inference.check_parameters(parameters, pointer)
-        names.append(str(each.get("name")))
-        if parameters.get("binary_data", default):
-            raw.append(names[-1])
-    return names, frozenset(raw)
+        wanted[str(each.get("name"))] = bool(parameters.get("binary_data", default))
+    return list(wanted), frozenset(name for name, raw in wanted.items() if raw)
 
 
 def _unpack(body: bytes, coding: str, limit: int) -> bytes:
@@ -210,25 +204,22 @@ def render(answered: Answered, wish: Wish, accept: bytes | None) -> Answer:
         "id": wish.id or answered.predictions[0].id,
         "outputs": shown,
     }
-    answer = Answer(_encode(value))
-    body: bytes = answer.body  # type: ignore[assignment]
+    body, kind = _encode(value), codecs.JSON
+    headers: dict[str, str] = {}
     if tail:
-        answer.headers = {LENGTH.decode(): str(len(body))}
-        answer.media_type, body = "application/octet-stream", b"".join([body, *tail])
+        headers[LENGTH.decode()] = str(len(body))
+        body, kind = b"".join([body, *tail]), "application/octet-stream"
     coding = _coding(accept) if accept and len(body) >= WORTH else None
     if coding:
-        answer.headers = {**answer.headers, "content-encoding": coding, "vary": "accept-encoding"}
+        headers |= {"content-encoding": coding, "vary": "accept-encoding"}
         body = gzip.compress(body, 1, mtime=0) if coding == "gzip" else zlib.compress(body, 1)
-    answer.body = body
-    return answer
+    return Answer(body, 200, kind, headers)
 
 
 def _coding(accept: bytes) -> str | None:
     """The coding that an `Accept-Encoding` takes, gzip first."""
-    wishes = [each.partition(";") for each in accept.decode("latin-1").lower().split(",")]
-    taken = {
-        name.strip() for name, _, weight in wishes if not re.fullmatch(r"\s*q=0(\.0*)?\s*", weight)
-    }
+    wishes = (each.partition(";") for each in accept.decode("latin-1").lower().split(","))
+    taken = {name.strip() for name, _, weight in wishes if not _NEVER.fullmatch(weight)}
     return next((coding for coding in _WINDOWS if coding in taken), None)
 
 
@@ -252,7 +243,7 @@ class InferHead(PredictHead):
     """The head of such a request: of JSON alone, and not much of it."""
 
     __slots__ = ()
-    route = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[0-9]{1,9}))?/infer")
+    route = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]{1,9}))?/infer")
     queries = INFER_QUERIES
     waiting = _Infer
     refusal = staticmethod(refused)
@@ -295,11 +286,6 @@ async def infer(desk: Desk) -> Answer:
     return await desk.crossing.run(render, answered, wish, accept)
 
 
-async def server_live(desk: Desk) -> Answer:
-    """Whether the process lives, for clients of the Open Inference Protocol."""
-    return plain({"live": True})
-
-
 async def server_ready(desk: Desk) -> Answer:
     """Whether every model can answer."""
     good, reasons = desk.loop.ready()
@@ -331,15 +317,21 @@ async def server_metadata(desk: Desk) -> Answer:
 async def model_metadata(desk: Desk) -> Answer:
     """The tensors that a model takes and gives, and its versions."""
     model, told = desk.path["model"], await _describe(desk)
-    versions = await desk.call(desk.loop.versions, model)
-    return plain(
-        {
-            "name": model,
-            "versions": [str(each["version"]) for each in versions],
-            "platform": "loopline",
-            **told,
-        }
-    )
+    versions = [str(each["version"]) for each in await desk.call(desk.loop.versions, model)]
+    return plain({"name": model, "versions": versions, "platform": "loopline", **told})
+
+
+async def model_config(desk: Desk) -> Answer:
+    """The same in the words of Triton's model configuration."""
+    told = await _describe(desk)
+
+    def spell(tensor: Json) -> Json:
+        datatype = "TYPE_" + tensor["datatype"].replace("BYTES", "STRING")
+        return {"name": tensor["name"], "data_type": datatype, "dims": tensor["shape"]}
+
+    head = {"name": desk.path["model"], "platform": "loopline", "backend": "loopline"}
+    inputs, outputs = ([spell(each) for each in told[key]] for key in ("inputs", "outputs"))
+    return plain({**head, "max_batch_size": 0, "input": inputs, "output": outputs})
 
 
 async def _describe(desk: Desk) -> Json:
@@ -353,24 +345,6 @@ async def _describe(desk: Desk) -> Json:
     return inference.metadata(service.record, schema, classes)
 
 
-async def model_config(desk: Desk) -> Answer:
-    """The same in the words of Triton's model configuration."""
-    told = await _describe(desk)
-    kinds = {
-        name: [
-            {
-                "name": each["name"],
-                "data_type": "TYPE_" + each["datatype"].replace("BYTES", "STRING"),
-                "dims": each["shape"],
-            }
-            for each in told[f"{name}s"]
-        ]
-        for name in ("input", "output")
-    }
-    told = {"name": desk.path["model"], "platform": "loopline", "backend": "loopline"}
-    return plain({**told, "max_batch_size": 0, **kinds})
-
-
 async def _table(desk: Desk) -> Json:
     body = await desk.body()
     return _split(body, None)[0] if body else {}
@@ -378,27 +352,20 @@ async def _table(desk: Desk) -> Json:
 
 async def index(desk: Desk) -> Answer:
     """All models with their champion and state; `ready` in the body leaves out the others."""
-    told = await _table(desk)
-    found = await desk.call(desk.loop.models)
-    return plain(
-        [
-            {
-                "name": each["name"],
-                "version": str(each["champion"] or ""),
-                "state": "READY" if each["ready"] else "UNAVAILABLE",
-                "reason": desk.loop.serving.service(each["name"]).why_not() or "",
-            }
-            for each in found
-            if each["ready"] or not told.get("ready")
-        ]
-    )
+    only = (await _table(desk)).get("ready")
+    shown = []
+    for each in await desk.call(desk.loop.models):
+        if each["ready"] or not only:
+            state = "READY" if each["ready"] else "UNAVAILABLE"
+            told = {"name": each["name"], "version": str(each["champion"] or ""), "state": state}
+            shown.append(told | {"reason": desk.loop.ready()[1].get(each["name"], "")})
+    return plain(shown)
 
 
 async def load(desk: Desk) -> Answer:
     """Look whether there is a newer version of a model to serve."""
     access.check(desk.caller, "admin")
-    told = await _table(desk)
-    if _parameters(told, ""):
+    if _parameters(await _table(desk), ""):
         raise InvalidInput.at("a model is defined at PUT /v1/models/{model}", "/parameters")
     await desk.crossing.run(desk.loop.serving.refresh, True)
     return await model_ready(desk)
@@ -407,37 +374,20 @@ async def load(desk: Desk) -> Answer:
 async def unload(desk: Desk) -> Answer:
     """Refuse to: a model is served as long as it exists."""
     access.check(desk.caller, "admin")
-    model = (await desk.crossing.run(desk.loop.serving.service, desk.path["model"])).record.name
-    raise WrongState(
-        f"a model is served as long as it exists; DELETE /v1/models/{model} removes it"
-    )
+    model = desk.path["model"]
+    await desk.crossing.run(desk.loop.serving.service, model)
+    raise WrongState(f"model {model!r} is served until DELETE /v1/models/{model} removes it")
 
 
 _M = "/v2/models/{model}"
-_TENSORS = many(obj(name=TEXT, datatype=TEXT, shape=many(WHOLE)))
-_ASKED = many(
-    obj(
-        *("data", "parameters"),
-        name=TEXT,
-        datatype={"type": "string", "enum": list(inference.DATATYPES)},
-        shape=many({"type": "integer", "minimum": 0}),
-        data={"type": "array", "items": {}, "description": "Flat or nested, row by row."},
-        parameters=OBJECT,
-    )
-)
+_T = {"name": TEXT, "datatype": TEXT, "shape": many(WHOLE)}
+_DATA: Json = {**many({}), "description": "Flat or nested, row by row."}
+_ASKED = many(obj("data", "parameters", **_T, data=_DATA, parameters=OBJECT))
+_WANTED = many(obj("parameters", name=TEXT, parameters=OBJECT))
 _REQUEST = obj(
-    *("id", "parameters", "outputs"),
-    id=TEXT,
-    parameters=OBJECT,
-    inputs=_ASKED,
-    outputs=many(obj("parameters", name=TEXT, parameters=OBJECT)),
+    *("id", "parameters", "outputs"), id=TEXT, parameters=OBJECT, inputs=_ASKED, outputs=_WANTED
 )
-_ANSWER = obj(
-    model_name=TEXT,
-    model_version=TEXT,
-    id=TEXT,
-    outputs=many(obj("data", name=TEXT, datatype=TEXT, shape=many(WHOLE), data=many({}))),
-)
+_ANSWER = obj(model_name=TEXT, model_version=TEXT, id=TEXT, outputs=many(obj(**_T, data=many({}))))
 _PROBLEM: Json = {"allOf": [{"$ref": "#/components/schemas/Problem"}, obj(error=TEXT)]}
 
 
@@ -453,13 +403,11 @@ def _routes(
         yield Route(method=method, path=each, handler=handler, answers={200: answer}, **about)
 
 
-_DETAILS = obj(
-    "versions", "properties", name=TEXT, platform=TEXT, inputs=_TENSORS, outputs=_TENSORS
-)
+_DETAILS = obj(name=TEXT, platform=TEXT, inputs=many(obj(**_T)), outputs=many(obj(**_T)))
 _PREDICTING = ("not-ready", "overloaded", "timeout", "model-failed")
 _REPOSITORY = "/v2/repository/models/{model}"
 ROUTES = (
-    *_routes("GET", "/v2/health/live", server_live, obj(live=FLAG)),
+    *_routes("GET", "/v2/health/live", live, obj(live=FLAG)),
     *_routes("GET", "/v2/health/ready", server_ready, obj(ready=FLAG)),
     *_routes("GET", "/v2", server_metadata, obj(name=TEXT, version=TEXT, extensions=many(TEXT))),
     *_routes("GET", f"{_M}/ready", model_ready, obj(name=TEXT, ready=FLAG), "not-ready"),

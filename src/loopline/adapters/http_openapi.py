@@ -39,8 +39,8 @@ class Route(Record, frozen=True, kw_only=True):
     The first line of the handler's docstring is its summary. `answers` are the good statuses with
     the schema of their body (None for no body), `also` the error codes beside those that follow
     from the rest. `rows` names what the body holds of a model's rows: "row", "labelled" or
-    "outcome"; such routes are written out for every model. `refusal` is the
-    content of an error, where it is not problem details.
+    "outcome"; such routes are written out for every model. `refusal` is the content of an error
+    where it is not problem details.
     """
 
     method: str

@@ -132,6 +132,18 @@ def serve(session: Session, targets: tuple[str, ...]) -> None:
     run(session, targets)
 
 
+@cli.command("zerorpc-forward")
+@click.argument("to", metavar="ENDPOINT")
+@click.option("--listen", default="tcp://127.0.0.1:4243", help="Where plain clients call.")
+@click.option("--keys", default="zerorpc-keys", help="Folder: server.key, and a pair made here.")
+def zerorpc_forward(to: str, listen: str, keys: str) -> None:
+    """Let local clients that know no CURVE call the ZeroRPC service at ENDPOINT."""
+    from loopline.adapters.zerorpc_socket import forward
+
+    click.echo(f"{listen} leads to {to}, once {keys}/client.key is among its clients' keys")
+    forward(listen, to, keys)
+
+
 # Training.
 
 

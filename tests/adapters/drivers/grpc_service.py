@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from grpc_status import rpc_status
 
 from loopline.testing.adapter import Driver, Refusal, Row, Said
 
-VERBS = "predict ids versions deadline stream learn outcome train describe tokens"
+VERBS = "predict ids versions deadline stream null learn outcome train describe tokens"
 
 
 class GrpcService(Driver):
@@ -34,17 +35,18 @@ class GrpcService(Driver):
 
     def __init__(self, address: str, token: str | None = None) -> None:
         self.channel = grpc.insecure_channel(address)
-        self.metadata = [("authorization", f"Bearer {token}")] if token else []
+        if token is not None:
+            self.channel = grpc.intercept_channel(self.channel, _Bearer(token))
         self._pools: dict[str, DescriptorPool] = {}
 
     def method(self, model: str, name: str) -> tuple[str, Any, Any]:
         """The path of a method, and the classes of what it takes and gives."""
-        service = "".join(word.capitalize() for word in model.split("_"))
-        full = f"loopline.v1.{service}Service"
+        full = service_of(model)
         if model not in self._pools:
             self._pools[model] = DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
         try:
-            found = self._pools[model].FindServiceByName(full).FindMethodByName(name)
+            with refusals():
+                found = self._pools[model].FindServiceByName(full).FindMethodByName(name)
         except KeyError:
             # A client without a contract can still call by name; it is told that there is none.
             del self._pools[model]
@@ -53,12 +55,20 @@ class GrpcService(Driver):
         takes, gives = (message_factory.GetMessageClass(kind) for kind in kinds)
         return f"/{full}/{name}", takes, gives
 
-    def call(self, model: str, name: str, request: Any, timeout: float | None = None) -> Any:
-        """Call a unary method; the request is a message, or bytes."""
-        path, _, gives = self.method(model, name)
+    def call(
+        self,
+        model: str,
+        name: str,
+        request: Any,
+        timeout: float | None = None,
+        described: bool = True,
+    ) -> Any:
+        """Call a unary method with a message, or with bytes and perhaps no description of it."""
+        path = f"/{service_of(model)}/{name}"
+        gives = self.method(model, name)[2] if described else None
         invoke = self.channel.unary_unary(path, _bytes, gives and gives.FromString)
         with refusals():
-            return invoke(request, timeout=timeout or 30, metadata=self.metadata)
+            return invoke(request, timeout=timeout or 30)
 
     def row(self, kind: Any, row: Row) -> Any:
         """A row as a message; a value of another type stands in it as another contract's."""
@@ -124,7 +134,7 @@ class GrpcService(Driver):
         invoke = self.channel.stream_stream(path, _bytes, gives.FromString)
         requests = (self.request(model, row) for row in rows)
         with refusals():
-            call = invoke(requests, metadata=self.metadata)
+            call = invoke(requests)
             try:
                 for reply in call:
                     if reply.WhichOneof("result") == "problem":
@@ -154,16 +164,38 @@ class GrpcService(Driver):
 
     def train(self, model: str) -> int:
         _, takes, _ = self.method(model, "Train")
-        version: int = self.call(model, "Train", takes(wait=60.0), 90.0).version
+        request = takes(wait=60.0) if takes else b""
+        version: int = self.call(model, "Train", request, 90.0).version
         return version
 
     def describe(self, model: str) -> Row:
         told = json_format.MessageToDict(self.call(model, "Describe", b""))
         inputs = list(told["schema"]["properties"]) if "properties" in told["schema"] else []
-        return {"name": told["name"], "version": int(told["champion"]), "inputs": inputs}
+        return {"name": told["name"], "version": int(told["champion"] or 0), "inputs": inputs}
 
     def close(self) -> None:
         self.channel.close()
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc,type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[misc,type-arg]
+):
+    """Sends a token with every call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = [("authorization", f"Bearer {token}")]
+
+    def intercept_unary_unary(self, go_on: Any, details: Any, request: Any) -> Any:
+        return go_on(details._replace(metadata=self._metadata), request)
+
+    intercept_stream_stream = intercept_unary_unary
+
+
+def service_of(model: str) -> str:
+    """The full name of a model's service."""
+    words = re.sub("(?:^|_)([a-z])", lambda found: found[1].upper(), model)
+    return f"loopline.v1.{words}Service"
 
 
 def _bytes(message: Any) -> bytes:

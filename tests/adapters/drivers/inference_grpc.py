@@ -26,7 +26,7 @@ class InferenceGrpc(Driver):
     """
 
     name = "inference-grpc"
-    verbs = frozenset("predict ids versions deadline stream describe tokens".split())
+    verbs = frozenset("predict null ids versions deadline stream describe tokens".split())
 
     def __init__(self, address: str, token: str | None = None) -> None:
         script = clients.HERE / "triton_grpc.py"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -23,6 +24,9 @@ from tests.adapters.drivers.ndjson import NdJson
 from tests.adapters.drivers.websocket import WebSocket
 from tests.adapters.drivers.zerorpc import ZerorpcDriver
 from tests.servers import Server
+
+
+ROOT = Path(__file__).parents[2]
 
 
 class Place(NamedTuple):
@@ -67,6 +71,31 @@ def until_answered(client: Client, model: str) -> None:
     while client.describe(model)["champion"] is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+SHOWN = {
+    "null": "nulls",
+    "ids": "ids of the caller's",
+    "deadline": "a deadline",
+    "stream": "streams",
+    "outcome": "outcomes",
+    "learn": "learning",
+    "train": "training",
+    "describe": "descriptions",
+}
+
+
+def test_the_reference_says_what_each_protocol_can() -> None:
+    """The table of the docs is what the drivers claim, and the suite tries."""
+    drivers = (HttpJson, MessagePack, NdJson, WebSocket, InferenceHttp, InferenceGrpc)
+    every = (*drivers, GrpcService, ZerorpcDriver)
+    head = " | ".join(driver.name for driver in every)
+    lines = [f"| | {head} |", "| --- |" + " --- |" * len(every)]
+    for verb, words in SHOWN.items():
+        cells = ["yes |" if verb in driver.verbs else "|" for driver in every]
+        lines.append(f"| {words} | {' '.join(cells)}")
+    assert "\n".join(lines) in (ROOT / "docs/reference/protocols.md").read_text("utf-8")
+    assert {verb for driver in every for verb in driver.verbs} == {"predict", *SHOWN}
 
 
 class _Suite(AdapterSuite):

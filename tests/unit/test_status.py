@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,13 @@ def test_waiting_is_told_in_whole_seconds_and_never_none_at_all() -> None:
     """`Retry-After` takes whole seconds, so a fraction is rounded, up to one at least."""
     assert http_retry_after(errors.Overloaded(retry_after=0.05)) == 1
     assert http_retry_after(errors.Unavailable(retry_after=29.6)) == 30
+
+
+def test_the_reference_has_the_table() -> None:
+    """Whoever reads the docs sees the statuses that are sent."""
+    text = (Path(__file__).parents[2] / "docs/reference/protocols.md").read_text("utf-8")
+    for code in CODES:
+        close = f"{WEBSOCKET[code]} |" if code in WEBSOCKET else "|"
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{code}` |")]
+        assert line.startswith(f"| `{code}` | {HTTP[code]}")
+        assert line.endswith(f"| `{GRPC[code]}` | {close}")

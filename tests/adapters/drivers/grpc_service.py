@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from loopline.testing.adapter import Driver, Refusal, Row, Said
 
-VERBS = "predict ids versions deadline stream null learn outcome train describe tokens"
+VERBS = "predict ids deadline stream null learn outcome train describe"
 
 
 class GrpcService(Driver):
@@ -30,7 +30,7 @@ class GrpcService(Driver):
         token: sent with every call, where given.
     """
 
-    name = "grpc"
+    name = "gRPC"
     verbs = frozenset(VERBS.split())
 
     def __init__(self, address: str, token: str | None = None) -> None:

@@ -25,8 +25,8 @@ class InferenceGrpc(Driver):
         token: sent with every call, where given.
     """
 
-    name = "inference-grpc"
-    verbs = frozenset("predict null ids versions deadline stream describe tokens".split())
+    name = "V2 over gRPC"
+    verbs = frozenset("predict null ids deadline stream describe".split())
 
     def __init__(self, address: str, token: str | None = None) -> None:
         script = clients.HERE / "triton_grpc.py"

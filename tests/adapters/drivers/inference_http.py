@@ -18,7 +18,7 @@ class InferenceHttp(Driver):
     """
 
     name = "V2 over HTTP"
-    verbs = frozenset({"predict", "null", "ids", "versions", "deadline", "describe", "tokens"})
+    verbs = frozenset({"predict", "null", "ids", "deadline", "describe"})
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self._bridge = Bridge("triton", "triton_http.py", url.removeprefix("http://"))

@@ -80,10 +80,8 @@ class ZerorpcDriver(Driver):
         token: sent in the header of every request.
     """
 
-    name = "zerorpc"
-    verbs = frozenset(
-        "predict null ids versions deadline stream learn outcome train describe tokens".split()
-    )
+    name = "ZeroRPC"
+    verbs = frozenset("predict null ids deadline stream learn outcome train describe".split())
 
     def __init__(self, endpoint: str, token: str | None = None) -> None:
         self._bridge = Bridge(endpoint, token=token, timeout=120)

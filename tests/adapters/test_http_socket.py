@@ -453,7 +453,7 @@ def test_a_path_that_takes_no_sockets_refuses_the_upgrade(server: Served) -> Non
 
 
 def test_overload_is_an_answer_too(tmp_path: Path, nap: Path) -> None:
-    """One connection waits for itself; where others fill the queue, a request is refused at once."""
+    """One connection waits for itself; where others fill the queue, a request is refused."""
     with running(tmp_path, max_queue=3) as loop, served(loop) as server, ExitStack() as stack:
         lines = [stack.enter_context(dial(server, "moody")) for _ in range(5)]
         service = loop.serving.service("moody")

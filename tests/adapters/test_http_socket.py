@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -452,18 +453,23 @@ def test_a_path_that_takes_no_sockets_refuses_the_upgrade(server: Served) -> Non
 
 
 def test_overload_is_an_answer_too(tmp_path: Path, nap: Path) -> None:
-    """What does not fit into the queue is refused at once; what does is answered."""
-    with running(tmp_path, max_queue=3) as loop, served(loop) as server:
-        with dial(server, "moody") as line:
-            say(line, id="slow", inputs={"sleep": str(nap)})
-            until(lambda: loop.serving.service("moody").running, "the model sleeps")
-            for number in range(8):
-                say(line, id=number, inputs={})
-            shed = [hear(line) for _ in range(5)]
-            assert {each["error"]["code"] for each in shed} == {"overloaded"}
-            assert all(each["error"]["retry_after"] == 1 for each in shed)
-            nap.touch()
-            assert len([hear(line)["answer"] for _ in range(4)]) == 4
+    """One connection waits for itself; where others fill the queue, a request is refused."""
+    with running(tmp_path, max_queue=3) as loop, served(loop) as server, ExitStack() as stack:
+        lines = [stack.enter_context(dial(server, "moody")) for _ in range(5)]
+        service = loop.serving.service("moody")
+        say(lines[0], id="slow", inputs={"sleep": str(nap)})
+        until(lambda: service.running, "the model sleeps")
+        for number in range(8):
+            say(lines[0], id=number, inputs={})
+        for line in lines[1:4]:
+            say(line, id="next", inputs={})
+        until(lambda: len(service.queue) == 3, "the queue is full")
+        error = ask(lines[4], id="late", inputs={})["error"]
+        assert error["code"] == "overloaded" and error["retry_after"] == 1
+        nap.touch()
+        assert all("answer" in hear(line) for line in lines[1:4])
+        assert all("answer" in hear(lines[0]) for _ in range(9))
+        stack.close()
         server.at_rest()
 
 

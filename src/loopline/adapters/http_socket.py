@@ -46,7 +46,8 @@ PROTOCOL = "loopline.v1"
 BEARER = "bearer."
 """What the sub-protocol begins with in which a browser hands its token over."""
 IN_FLIGHT = 256
-"""Requests of one connection that are not yet answered; past that nothing more is read."""
+"""Requests of one connection that are not yet answered, and never more than half a queue; past
+that nothing more is read."""
 LARGE = 2**16
 """Bytes for each of which a message counts as one more request in flight."""
 POLICY = 1008
@@ -225,6 +226,7 @@ class Line:
         self._send = send
         self._tally = tally
         self._in_flight = 0
+        self._most = max(1, min(IN_FLIGHT, desk.loop.settings.max_queue // 2))
         self._answers: deque[tuple[MutableMapping[str, Any], int]] = deque()
         self._put, self._sent = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -254,7 +256,7 @@ class Line:
         self.desk.loop.serving.service(self._model)
         while True:
             await self.desk.identify(self._token)
-            await self._until(IN_FLIGHT - 1)
+            await self._until(self._most - 1)
             message = await self.desk.receive()
             if message["type"] != "websocket.receive":
                 return int(message["code"]) if message["type"] == PARTING else 0

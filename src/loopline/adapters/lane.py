@@ -35,6 +35,7 @@ LOOK = 1.0
 PATIENCE = 60.0
 """Seconds a client may say nothing in the middle of a request, or before its first one."""
 HUNG_UP = 499
+BODIED = frozenset({b"content-length", b"transfer-encoding"})
 PARTING = "loopline.parting"
 """The type of the message by which a WebSocket's application hears that it is time to close."""
 GOING_AWAY, SERVICE_RESTART = 1001, 1012
@@ -332,6 +333,13 @@ class Lane(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((request, self.app))  # type: ignore[arg-type]
+
+    def _should_upgrade(self) -> bool:
+        """Whether this is the opening of a WebSocket, with nothing before it or in it."""
+        names = {name for name, _ in self.headers}
+        plain = self.parser.get_method() == b"GET" and names.isdisjoint(BODIED)
+        first = self.current is None or self.current.response_complete
+        return plain and first and b"sec-websocket-key" in names and super()._should_upgrade()
 
     def _hand_on(self) -> None:
         """Let Uvicorn make of the request's head what it always makes of one."""

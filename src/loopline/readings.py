@@ -161,6 +161,7 @@ class Readings:
             if id in found:
                 return found[id]
             time.sleep(pause)
+            self._until(lambda: not self.log.buffered, 0.2)
         return None
 
     def predictions(

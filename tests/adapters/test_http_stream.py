@@ -375,3 +375,14 @@ def test_every_line_has_one_answer(http: Http, given: list[bytes]) -> None:
             assert each["prediction"] == "setosa"
         else:
             assert each["line"] == number and each["error"]["code"]
+
+
+@pytest.mark.parametrize("path", [f"/{PREDICT}", f"{PREDICT}/"])
+def test_a_path_that_the_router_straightens_streams_too(server: Served, path: str) -> None:
+    """Doubled and trailing slashes lead to the same stream."""
+    stream = Stream(server.address, path)
+    stream.send(SETOSA)
+    assert stream.hear()["prediction"] == "setosa"
+    stream.finish()
+    assert stream.rest() == b""
+    stream.close()

@@ -13,6 +13,7 @@ from litestar import HttpMethod, Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
+from litestar.utils import normalize_path
 
 from loopline.access import TRUSTED
 from loopline.adapters import http_inference as inference
@@ -191,8 +192,9 @@ class Door:
                 check_origin(headers)
             # Of a stream, the router would take the rows for a sign that the caller is gone.
             here = method == "POST" and (self._quick or is_stream(headers))
+            asked = normalize_path(path)  # as the router reads it
             for head, answer in QUICK if here else ():
-                found = head.route.fullmatch(path)
+                found = head.route.fullmatch(asked)
                 if found is not None:
                     parts = found.groupdict()
                     desk.path = {name: _part(name, text) for name, text in parts.items() if text}

@@ -377,6 +377,10 @@ class Client:
 
     # One call, here or there.
 
+    def read(self, path: str, here: Here) -> Any:
+        """What a server has at a path, or what `here` makes of the loop in this process."""
+        return self._do(here, _get(path))
+
     def _do(self, here: Here, ask: _Ask) -> Any:
         if self._remote is None:
             return _builtin(here(self._loop))

@@ -503,9 +503,9 @@ def _serve_http(order: Order, loop: Any, parent: _Parent) -> None:
     assert order.socket is not None
     settings, door = order.settings, create(loop)
     sock = socket.socket(fileno=order.socket)
-    admit, tally = (door.admit, door.tally) if settings.lane else (None, None)
-    beside = open_listeners(loop, order.slot)
-    server = Server(door, sock, settings.drain, settings.root_path, admit, tally, beside)
+    lane = (door.admit, door.tally) if settings.lane else (None, None)
+    more = (*lane, open_listeners(loop, order.slot), settings.max_body)
+    server = Server(door, sock, settings.drain, settings.root_path, *more)
 
     def started() -> None:
         running = asyncio.get_running_loop()

@@ -18,6 +18,9 @@ from tests.adapters.drivers.grpc_service import GrpcService
 from tests.adapters.drivers.http_json import HttpJson
 from tests.adapters.drivers.inference_grpc import InferenceGrpc
 from tests.adapters.drivers.inference_http import InferenceHttp
+from tests.adapters.drivers.messagepack import MessagePack
+from tests.adapters.drivers.ndjson import NdJson
+from tests.adapters.drivers.websocket import WebSocket
 from tests.adapters.drivers.zerorpc import ZerorpcDriver
 from tests.servers import Server
 
@@ -83,6 +86,30 @@ class TestHttpJson(_Suite):
     @pytest.fixture
     def speak(self, place: Place) -> Speak:
         return lambda token: HttpJson(place.url, token)
+
+
+class TestMessagePack(_Suite):
+    """HTTP with MessagePack."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: MessagePack(place.url, token)
+
+
+class TestNdJson(_Suite):
+    """HTTP with rows in lines."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: NdJson(place.url, token)
+
+
+class TestWebSocket(_Suite):
+    """A WebSocket for each model."""
+
+    @pytest.fixture
+    def speak(self, place: Place) -> Speak:
+        return lambda token: WebSocket(place.url, token)
 
 
 class TestInferenceHttp(_Suite):

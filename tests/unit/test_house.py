@@ -39,7 +39,7 @@ IMPORTED_AS = {
     "scikit-learn": "sklearn",
 }
 OWN_BASES = {"Protocol", "Record", "msgspec.Struct", "StrEnum"}
-NAMED_TO_UVICORN = {"httptools", "uvloop"}
+NAMED_TO_UVICORN = {"httptools", "uvloop", "websockets"}
 
 Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -26,6 +26,7 @@ SHARED = {
     "adapters.status": "the one table from error code to each protocol's status",
     "adapters.lane": "the fast lane that HTTP adapters hang their routes on",
     "adapters.inference": "the tensors of the Open Inference Protocol, over HTTP and gRPC",
+    "adapters.grpc_messages": "the .proto text, one form of the contract that HTTP hands out",
     "backends.encoding": "how records become columns and log rows, whoever writes them",
     "backends.tables": "the tables that the store and its migrations speak about",
     "backends.database": "the connections that the log and the store open alike",

@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from litestar import HttpMethod, Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
-from loopline.access import TRUSTED, Caller
+from loopline.access import TRUSTED
 from loopline.adapters import http_inference as inference
 from loopline.adapters.http_openapi import Route
-from loopline.adapters.http_predict import Express, PredictHead, predict
+from loopline.adapters.http_predict import Express, PredictHead
 from loopline.adapters.http_routes import FILES, HIDDEN, ROUTES
+from loopline.adapters.http_socket import converse
+from loopline.adapters.http_stream import is_stream, predict
 from loopline.adapters.http_wire import (
     Answer,
     Crossing,
@@ -30,13 +31,14 @@ from loopline.adapters.http_wire import (
     Refused,
     Send,
     bearer,
+    check_origin,
     inside,
     problem,
     read_query,
     request_id,
 )
 from loopline.adapters.lane import HUNG_UP, Tally
-from loopline.errors import Forbidden, Unreadable
+from loopline.errors import Unreadable
 from loopline.loop import Loop
 
 Req = Request[Any, Any, Any]
@@ -164,6 +166,9 @@ class Door:
         self._crossing.close()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await converse(self._desk(scope, receive), scope, send, self.tally)
+            return
         if scope["type"] != "http":
             await self._router(scope, receive, send)  # type: ignore[arg-type]
             return
@@ -176,17 +181,17 @@ class Door:
             self.tally.statuses[counted.status or HUNG_UP] += 1
 
     async def _admit(self, scope: Any, receive: Receive, send: Send) -> None:
-        headers: Headers = dict(scope["headers"])
-        prefix = (scope.get("root_path") or self._loop.settings.root_path).rstrip("/")
-        path, method = inside(scope["path"], prefix), scope["method"]
-        id = request_id(headers)
-        desk = Desk(self._loop, self._crossing, TRUSTED, headers, receive, id, prefix)
+        desk = self._desk(scope, receive)
+        headers, method = desk.headers, scope["method"]
+        path = inside(scope["path"], desk.prefix)
         try:
             if path not in OPEN:
-                desk.caller = await self._identify(headers)
+                await desk.identify(bearer(headers))
             if method in CHANGING and not self._loop.access.required:
-                _check_origin(headers)
-            for head, answer in QUICK if method == "POST" and self._quick else ():
+                check_origin(headers)
+            # Of a stream, the router would take the rows for a sign that the caller is gone.
+            here = method == "POST" and (self._quick or is_stream(headers))
+            for head, answer in QUICK if here else ():
                 found = head.route.fullmatch(path)
                 if found is not None:
                     parts = found.groupdict()
@@ -202,11 +207,11 @@ class Door:
         within = {**scope, "path": path, "root_path": "", DESK: desk}
         await self._router(within, receive, send)  # type: ignore[arg-type]
 
-    async def _identify(self, headers: Headers) -> Caller:
-        text = bearer(headers)
-        access = self._loop.access
-        caller = access.recall(text)
-        return await self._crossing.run(access.identify, text) if caller is None else caller
+    def _desk(self, scope: Any, receive: Receive) -> Desk:
+        headers: Headers = dict(scope["headers"])
+        prefix = (scope.get("root_path") or self._loop.settings.root_path).rstrip("/")
+        id = request_id(headers)
+        return Desk(self._loop, self._crossing, TRUSTED, headers, receive, id, prefix)
 
 
 class _Counted:
@@ -231,28 +236,16 @@ class _Counted:
 
 async def _respond(send: Send, answer: Answer) -> None:
     body = answer.body
-    assert isinstance(body, bytes)
     headers = [
         (b"content-type", answer.media_type.encode("latin-1")),
-        (b"content-length", b"%d" % len(body)),
         *((n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()),
     ]
+    if isinstance(body, bytes):
+        headers.insert(1, (b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _check_origin(headers: Headers) -> None:
-    """Refuse what a page of another site makes a visitor's browser send.
-
-    Without tokens, being able to connect is the permission, and a browser on this machine can
-    connect for any page it shows.
-    """
-    origin = headers.get(b"origin")
-    if origin is None:
+    if isinstance(body, bytes):
+        await send({"type": "http.response.body", "body": body})
         return
-    host = headers.get(b"host", b"").decode("latin-1")
-    if urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
-        raise Forbidden(
-            "this comes from a page of another site; require tokens to allow that, or send it "
-            "from a server of yours"
-        )
+    async for part in body:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body"})

@@ -381,7 +381,7 @@ async def unload(desk: Desk) -> Answer:
 
 _M = "/v2/models/{model}"
 _T = {"name": TEXT, "datatype": TEXT, "shape": many(WHOLE)}
-_DATA: Json = {"type": "array", "description": "Flat or nested, row by row."}
+_DATA: Json = {**many({}), "description": "Flat or nested, row by row."}
 _ASKED = many(obj("data", "parameters", **_T, data=_DATA, parameters=OBJECT))
 _WANTED = many(obj("parameters", name=TEXT, parameters=OBJECT))
 _REQUEST = obj(

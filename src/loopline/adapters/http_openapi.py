@@ -132,8 +132,8 @@ def _general(route: Route) -> Json | None:
     if not route.rows:
         return route.body
     if route.rows == "outcome":
-        return _outcomes({})
-    return {"anyOf": [OBJECT, {"type": "array", "minItems": 1}]}
+        return outcomes({})
+    return {"anyOf": [OBJECT, {**many({}), "minItems": 1}]}
 
 
 def _operation(route: Route, name: str, body: Json | None) -> Json:
@@ -159,13 +159,19 @@ def _path(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
-def _query(query: Query) -> Json:
+def option(query: Query) -> Json:
+    """The schema of a query parameter."""
     schema: Json = {"type": "string" if query.kind in ("text", "time") else query.kind}
     if query.choices:
         schema["enum"] = list(query.choices)
     if math.isfinite(query.low):
         schema |= {"minimum": query.low, "maximum": query.high}
-    return {"name": query.name, "in": "query", "schema": schema, "description": query.description}
+    return schema
+
+
+def _query(query: Query) -> Json:
+    told = {"name": query.name, "in": "query", "description": query.description}
+    return {**told, "schema": option(query)}
 
 
 def _responses(route: Route) -> Json:
@@ -185,8 +191,8 @@ def _responses(route: Route) -> Json:
 
 def _for_model(route: Route, path: str, model: str, schema: Schema) -> Json:
     """The operation with the model's own fields."""
-    label = _label(schema)
-    body = _outcomes(label) if route.rows == "outcome" else _shapes(model, schema, route.rows)
+    label = label_of(schema)
+    body = outcomes(label) if route.rows == "outcome" else shapes(model, schema, route.rows)
     told = _operation(route, f"{model}_{path.rpartition('/')[2]}", body)
     told["parameters"] = [each for each in told["parameters"] if each["in"] == "query"]
     told["tags"] = [model]
@@ -200,7 +206,7 @@ def _for_model(route: Route, path: str, model: str, schema: Schema) -> Json:
     return told
 
 
-def _shapes(model: str, schema: Schema, rows: str) -> Json:
+def shapes(model: str, schema: Schema, rows: str) -> Json:
     """Every shape in which a model's rows may come."""
     labelled = rows == "labelled"
     row = {"$ref": f"#/components/schemas/{model}.{rows}"}
@@ -223,7 +229,7 @@ def _shapes(model: str, schema: Schema, rows: str) -> Json:
     return {"anyOf": [row, rows_of, columnar, *([] if labelled else [envelope])]}
 
 
-def _label(schema: Schema) -> Json:
+def label_of(schema: Schema) -> Json:
     """What is predicted; classes are examples, because new ones can be learnt."""
     output = schema.output
     if output is None:
@@ -234,7 +240,8 @@ def _label(schema: Schema) -> Json:
     return found | ({"examples": list(output.categories)} if output.categories else {})
 
 
-def _outcomes(label: Json) -> Json:
+def outcomes(label: Json) -> Json:
+    """The schema of one outcome, or of a list of them."""
     one = obj("at", id={**TEXT, "minLength": 1, "maxLength": 200}, outcome=label, at=TIME)
     return {"anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
 

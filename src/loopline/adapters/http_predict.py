@@ -55,7 +55,7 @@ Options = dict[str, Any]
 async def predict(desk: Desk) -> Answer:
     """Predict one row or many; the header `Prediction-Id` or `ids` in the body name them."""
     model = desk.path["model"]
-    _check_probabilities(desk.loop, model, desk.query)
+    check_probabilities(desk.loop, model, desk.query)
     ask = Ask(
         model,
         ids=_ids(desk.headers),
@@ -71,7 +71,7 @@ async def predict(desk: Desk) -> Answer:
     except NotReady as error:
         await say_when(desk, model, error)
         raise
-    return _render(answered, desk.query, _format(desk.headers, ask.kind))
+    return _render(answered, desk.query, answer_kind(desk.headers, ask.kind))
 
 
 def _ids(headers: Headers) -> list[str] | None:
@@ -86,7 +86,8 @@ def limit_of(loop: Loop, query: Options) -> float:
     return limit
 
 
-def _check_probabilities(loop: Loop, model: str, query: Options) -> None:
+def check_probabilities(loop: Loop, model: str, query: Options) -> None:
+    """Refuse the wish for probabilities where the model has none."""
     if not query.get("probabilities"):
         return
     if "predict_proba" not in loop.serving.service(model).record.capabilities:
@@ -103,7 +104,7 @@ async def say_when(desk: Desk, model: str, error: NotReady) -> None:
                 error.retry_after = 2.0
 
 
-def _format(headers: Headers, kind: str) -> str:
+def answer_kind(headers: Headers, kind: str) -> str:
     """The answer's content type: what is accepted, or else as the request came."""
     accept = headers.get(b"accept", b"*/*")
     for each, word in ((codecs.MSGPACK, b"msgpack"), (codecs.NDJSON, b"ndjson")):
@@ -113,19 +114,32 @@ def _format(headers: Headers, kind: str) -> str:
 
 
 def _render(answered: Answered, query: Options, kind: str) -> Answer:
+    if kind == codecs.NDJSON:
+        return Answer(codecs.write(lines(answered, query), kind), 200, kind)
+    value = told(answered, query)
+    body = _encode(value) if kind == codecs.JSON else codecs.write(value, kind)
+    return Answer(body, 200, kind)
+
+
+def told(answered: Answered, query: Options) -> dict[str, Any]:
+    """An answer as plain data: one prediction, or the list of many."""
+    head = {"model": answered.model, "version": answered.version}
+    if answered.many:
+        return {**head, "predictions": _shown(answered, query)}
+    return head | _shown(answered, query)[0]
+
+
+def lines(answered: Answered, query: Options) -> list[dict[str, Any]]:
+    """An answer as plain data that stands alone for each row."""
+    head = {"model": answered.model, "version": answered.version}
+    return [head | each for each in _shown(answered, query)]
+
+
+def _shown(answered: Answered, query: Options) -> list[dict[str, Any]]:
     names = None
     if query.get("probabilities"):
         names = [class_name(each) for each in answered.classes or ()]
-    head = {"model": answered.model, "version": answered.version}
-    if answered.many or kind == codecs.NDJSON:
-        shown = [_show(each, answered.version, names) for each in answered.predictions]
-        if kind == codecs.NDJSON:
-            return Answer(codecs.write([head | each for each in shown], kind), 200, kind)
-        value = {**head, "predictions": shown}
-    else:
-        value = head | _show(answered.predictions[0], answered.version, names)
-    body = _encode(value) if kind == codecs.JSON else codecs.write(value, kind)
-    return Answer(body, 200, kind)
+    return [_show(each, answered.version, names) for each in answered.predictions]
 
 
 def _show(prediction: Prediction, version: int, names: list[str] | None) -> dict[str, Any]:
@@ -276,7 +290,7 @@ class PredictHead:
             return None
         if self.query:
             try:
-                _check_probabilities(loop, self.model, self.query)
+                check_probabilities(loop, self.model, self.query)
             except LooplineError:
                 return None
         ask = Ask(self.model, None, False, self.ids, self.version, self.alias, None, caller)

@@ -9,6 +9,7 @@ import msgspec
 from loopline import codecs
 from loopline.adapters import http_inference as inference
 from loopline.adapters import http_verbs as verbs
+from loopline.adapters.http_contract import asyncapi, bundle
 from loopline.adapters.http_openapi import (
     FLAG,
     NUMBER,
@@ -23,9 +24,11 @@ from loopline.adapters.http_openapi import (
     obj,
     predicted,
 )
-from loopline.adapters.http_predict import PATIENCE, QUERIES, VERSION, predict
+from loopline.adapters.http_predict import PATIENCE, QUERIES, VERSION
+from loopline.adapters.http_stream import predict
 from loopline.adapters.http_verbs import verb
 from loopline.adapters.http_wire import Answer, Desk, Query
+from loopline.client import Client
 from loopline.loop import Loop
 from loopline.records import Decision, JobState, OutcomeStatus, WorkerRecord
 
@@ -44,7 +47,18 @@ FILES = {
     "/docs/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
     "/docs/docs.css": ("docs.css", "text/css; charset=utf-8"),
 }
+_PROTO = "text/x-protobuf; charset=utf-8"
+CONTRACTS: dict[str, tuple[str, str, Json, str]] = {
+    "openapi": ("/openapi.json", codecs.JSON, OBJECT, "OpenAPI 3.1, with every model's fields."),
+    "asyncapi": ("/asyncapi.json", codecs.JSON, OBJECT, "AsyncAPI 3: WebSockets and job events."),
+    "jsonschema": ("/schema.json", codecs.JSON, OBJECT, "JSON Schemas of all rows and answers."),
+    "proto": ("/service.proto", _PROTO, TEXT, "The typed gRPC service of every model."),
+}
+"""The forms of the contract: where each is, its content type and schema, and what it is."""
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"
+
+
+_json = msgspec.json.encode
 
 
 def _record(kind: type, **more: Json) -> Json:
@@ -96,11 +110,41 @@ _SCORING = (*_STATES, "model-failed")
 _PREDICTING = ("not-ready", "overloaded", "timeout", "model-failed")
 
 
-async def describe_api(desk: Desk) -> Answer:
-    """OpenAPI 3.1, with every model's real fields."""
-    models = [service.record for service in desk.loop.serving.services()]
-    told = await desk.crossing.run(document, ROUTES, models, desk.prefix)
-    return Answer(msgspec.json.encode(told))
+def contract(loop: Loop, form: str, prefix: str = "", host: str = "") -> Json | str:
+    """The contract of the whole service, as of the models that are there.
+
+    Args:
+        form: one of `CONTRACTS`.
+        prefix: the path under which the outside world sees the application, at the `host`.
+
+    Raises:
+        MissingExtra: `.proto` needs what gRPC needs.
+    """
+    models = [service.record for service in loop.serving.services()]
+    if form == "proto":
+        from loopline.adapters.grpc_messages import render_proto
+
+        return str(render_proto(models))
+    if form == "asyncapi":
+        return asyncapi(models, prefix, host)
+    return document(ROUTES, models, prefix) if form == "openapi" else bundle(models)
+
+
+def fetch(client: Client, form: str) -> bytes:
+    """The same from wherever a client has its models, for people to read too."""
+    told = client.read(CONTRACTS[form][0], lambda loop: contract(loop, form))
+    return told.encode() if isinstance(told, str) else msgspec.json.format(_json(told)) + b"\n"
+
+
+def _contract(form: str, summary: str) -> verbs.Handler:
+    async def handle(desk: Desk) -> Answer:
+        host = desk.header("host") or ""
+        told = await desk.crossing.run(contract, desk.loop, form, desk.prefix, host)
+        body = told.encode() if isinstance(told, str) else _json(told)
+        return Answer(body, 200, CONTRACTS[form][1])
+
+    handle.__doc__ = summary
+    return handle
 
 
 async def docs(desk: Desk) -> Answer:
@@ -203,7 +247,10 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", "/readyz", verbs.ready, _READY, answers={503: _READY}),
     _route("GET", "/ping", verbs.ping, TEXT, media_type="text/plain"),
     _route("GET", "/metrics", verbs.metrics, TEXT, media_type="text/plain"),
-    _route("GET", "/openapi.json", describe_api, OBJECT),
+    *(
+        _route("GET", path, _contract(form, summary), schema, media_type=kind.partition(";")[0])
+        for form, (path, kind, schema, summary) in CONTRACTS.items()
+    ),
     *inference.ROUTES,
 )
 HIDDEN = tuple(_route("GET", path, docs, None) for path in FILES)

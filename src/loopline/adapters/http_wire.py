@@ -12,14 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
 from loopline import codecs
 from loopline.access import Caller
 from loopline.adapters.status import HTTP_ONLY, http_retry_after, http_status
-from loopline.errors import FieldError, InvalidInput, LooplineError, Overloaded, TooLarge
+from loopline.errors import (
+    FieldError,
+    Forbidden,
+    InvalidInput,
+    LooplineError,
+    Overloaded,
+    TooLarge,
+)
 from loopline.facts import parse_time
 from loopline.loop import Loop
 from loopline.records import new_id
@@ -244,6 +251,16 @@ class Desk(msgspec.Struct):
         value = self.headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
 
+    async def identify(self, token: str | None) -> None:
+        """Find out who asks; only what is not known by heart takes a thread.
+
+        Raises:
+            Unauthorized: a token is required, and this is none.
+        """
+        access = self.loop.access
+        caller = access.recall(token)
+        self.caller = await self.crossing.run(access.identify, token) if caller is None else caller
+
     async def call(self, verb: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call a verb of the loop in a thread, as this request's caller."""
         return await self.crossing.run(verb, *args, caller=self.caller, **options)
@@ -341,3 +358,20 @@ def request_id(headers: Headers) -> str:
 def too_large(limit: int) -> TooLarge:
     """The error of a body that is longer than the limit, in bytes."""
     return TooLarge(f"the body is larger than the {limit:,} bytes accepted here")
+
+
+def check_origin(headers: Headers) -> None:
+    """Refuse what a page of another site makes a visitor's browser send.
+
+    Without tokens, being able to connect is the permission, and a browser on this machine can
+    connect for any page it shows.
+    """
+    origin = headers.get(b"origin")
+    if origin is None:
+        return
+    host = headers.get(b"host", b"").decode("latin-1")
+    if urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
+        raise Forbidden(
+            "this comes from a page of another site; require tokens to allow that, or send it "
+            "from a server of yours"
+        )

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 Held = list[tuple[bytes, bytes]]
 """Header names in small letters, with their values, as they came."""
@@ -34,6 +35,14 @@ LOOK = 1.0
 PATIENCE = 60.0
 """Seconds a client may say nothing in the middle of a request, or before its first one."""
 HUNG_UP = 499
+BODIED = frozenset({b"content-length", b"transfer-encoding"})
+PARTING = "loopline.parting"
+"""The type of the message by which a WebSocket's application hears that it is time to close."""
+GOING_AWAY, SERVICE_RESTART = 1001, 1012
+CLOSING = 2.0
+"""Seconds that a WebSocket client has for answering that the connection is closed."""
+PING, PONG = 20.0, 60.0
+"""Seconds between two pings on a WebSocket, and until their answer has to be there."""
 
 
 class Tally:
@@ -325,6 +334,13 @@ class Lane(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((request, self.app))  # type: ignore[arg-type]
 
+    def _should_upgrade(self) -> bool:
+        """Whether this is the opening of a WebSocket, with nothing before it or in it."""
+        names = {name for name, _ in self.headers}
+        plain = self.parser.get_method() == b"GET" and names.isdisjoint(BODIED)
+        first = self.current is None or self.current.response_complete
+        return plain and first and b"sec-websocket-key" in names and super()._should_upgrade()
+
     def _hand_on(self) -> None:
         """Let Uvicorn make of the request's head what it always makes of one."""
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -356,6 +372,41 @@ class Lane(HttpToolsProtocol):
             cycle.start()
         else:
             super()._start_asgi_task(cycle, app)
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """One WebSocket connection.
+
+    A stopping server leaves it to the application to part, and tells it so by a message of the
+    type `PARTING`, which ASGI does not have.
+
+    Args:
+        farewell: how to part.
+        given: what Uvicorn gives its protocols.
+    """
+
+    def __init__(self, farewell: Farewell, **given: Any) -> None:
+        super().__init__(**given)
+        self.farewell = farewell
+        self.close_timeout = CLOSING
+
+    def shutdown(self) -> None:
+        if self.close_sent or not self.handshake_complete:
+            super().shutdown()
+            return
+        self.stop_keepalive()
+        code = SERVICE_RESTART if self.farewell.kind else GOING_AWAY
+        self.queue.put_nowait({"type": PARTING, "code": code})  # type: ignore[typeddict-item]
+
+    def send_receive_event_to_app(self) -> None:
+        try:
+            if self.curr_msg_data_type == "text":
+                b"".join(self.frames).decode()
+        except UnicodeDecodeError:  # Uvicorn would log it, as if it were a fault of ours
+            self.conn.send_close(1007, "not UTF-8")
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
 
 
 class _Server(uvicorn.Server):
@@ -390,6 +441,7 @@ class Server:
         root_path: the path prefix behind a reverse proxy.
         admit, tally: what the lane takes, and where it counts; None for no lane.
         beside: what else listens as long as this server runs.
+        max_message: how many bytes a WebSocket message may have.
     """
 
     def __init__(
@@ -401,6 +453,7 @@ class Server:
         admit: Admit | None = None,
         tally: Tally | None = None,
         beside: Sequence[Listener] = (),
+        max_message: int = 16 * 2**20,
     ) -> None:
         self._sock = sock
         self._drain = drain
@@ -411,6 +464,11 @@ class Server:
         config = uvicorn.Config(
             app,
             http=lane,  # type: ignore[arg-type]
+            ws=partial(Socket, self._farewell),  # type: ignore[arg-type]
+            ws_max_size=max_message,
+            ws_ping_interval=PING,
+            ws_ping_timeout=PONG,
+            ws_per_message_deflate=False,
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+FORMS = ("openapi", "asyncapi", "jsonschema", "proto")
 SCOPES = ("predict", "outcome", "learn", "train", "worker", "admin")
 TALK = (
     click.option("--url", help="A server to talk to, such as http://127.0.0.1:8000."),
@@ -457,6 +458,18 @@ def doctor(session: Session) -> None:
     session.console.show({"checks": found}, ["check", "state", "detail"], found)
     if any(each["state"] == "wrong" for each in found):
         sys.exit(1)
+
+
+@command(
+    "contract",
+    click.option("--format", "form", type=click.Choice(FORMS), default=FORMS[0], help="OpenAPI."),
+    click.option("--output", type=click.File("wb"), default="-", help="A file to write to."),
+)
+def contract(session: Session, form: str, output: Any) -> None:
+    """Write the contract of the whole service, as of the models that are there."""
+    from loopline.adapters.http_routes import fetch
+
+    output.write(fetch(session.client(), form))
 
 
 @command(

@@ -20,7 +20,8 @@ README = (EXAMPLES / "README.md").read_text("utf-8")
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
 SERVE = "loopline serve app.py --grpc 127.0.0.1:8002 --zerorpc tcp://127.0.0.1:4242"
 COMMANDS = re.findall(r"^\| `([^`]+)`", README, re.MULTILINE)
-TESTED = ("curl", "call_http", "call_v2", "call_grpc", "call_zerorpc", "go", "node", "BACKEND")
+PYTHON = ("call_http", "call_v2", "call_grpc", "call_zerorpc", "stream_websocket")
+TESTED = ("curl/run.sh", *PYTHON, "go run", "node node-gateway", "BACKEND=http")
 
 
 class Place:
@@ -145,6 +146,17 @@ def test_python_over_zerorpc(place: Place) -> None:
     seen("^iris: setosa version 1 id <id>$", printed)
     seen("^streamed: 1000 setosa$", printed)
     seen("^refused: InvalidInput /petal_width: 'abc' is not a float$", printed)
+
+
+def test_python_over_a_websocket(place: Place) -> None:
+    """A thousand answers with the numbers of HTTP, an outcome, and a refusal."""
+    printed = place.run("stream_websocket")
+    found = seen(r"^1000 answers; TV=50: (\S+) id (<id>)$", printed)
+    assert float(found[1]) == place.sales(50)
+    back = place.server.get(f"/v1/models/sales/predictions/{found[2]}")
+    assert (back["input"]["TV"], back["outcome"]["value"]) == (50.0, 9.4)
+    seen("^outcome: joined$", printed)
+    seen("^refused: invalid-input .*'abc' is not a float", printed)
 
 
 def test_go_over_grpc(place: Place) -> None:

@@ -91,7 +91,7 @@ def driver(place: Place) -> Iterator[ZerorpcDriver]:
 @pytest.fixture
 def gateway(place: Place, free_port: int) -> Iterator[httpx.Client]:
     """The Node gateway, spoken to over HTTP."""
-    modules = node("zerorpc_node") / "node_modules"
+    modules = node("node-gateway") / "node_modules"
     process = subprocess.Popen(
         [shutil.which("node") or "node", GATEWAY, place.endpoint, str(free_port)],
         env={**os.environ, "NODE_PATH": str(modules), "NODE_NO_WARNINGS": "1"},

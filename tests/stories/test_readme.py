@@ -1,4 +1,4 @@
-"""The README does what it says: its files, its commands, its answers; and so do the examples."""
+"""The README does what it says: its files, its commands, its answers; and so do two examples."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_first_code_comes_early() -> None:
 
 
 def test_readme_from_top_to_bottom(server: Server, shell: Callable[[str], str]) -> None:
-    """Every command prints what it is said to; then the Python lines, and the curl example."""
+    """Every command prints what it is said to; then the Python lines."""
     real: dict[str, str] = {}
     ran = 0
     for command, printed in commands():
@@ -116,10 +116,6 @@ def test_readme_from_top_to_bottom(server: Server, shell: Callable[[str], str]) 
         ran += 1
     assert ran >= 9
     run_snippet(server)
-    answers = shell(f"sh '{ROOT}/examples/curl/loop.sh'").splitlines()
-    assert len(answers) == 6
-    assert '"joined":1' in answers[1]
-    assert '"coverage":' in answers[-1]
 
 
 def run_snippet(server: Server) -> None:

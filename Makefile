@@ -31,7 +31,7 @@ clients: $(VENV)/.test ## install other people's clients, which some tests drive
 	$(PY) -m tests.clients
 
 check: $(VENV)/.test
-	$(PY) -m pytest -m "not long"
+	$(PY) -m pytest -m "not long" --durations=25
 
 lint: $(VENV)/.test ## ruff and mypy, changing nothing
 	$(PY) -m ruff check

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FOLDERS = {folder.name for folder in TESTS.iterdir() if folder.is_dir()}
+# How fast a shared machine makes up examples is no property of what is tested.
+settings.register_profile("shared", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 ALLOWED_SKIPS = ("needs macOS", "needs Windows")
 HELPERS = ("resource_tracker", "forkserver")  # multiprocessing keeps these for the whole session.
 

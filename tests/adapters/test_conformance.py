@@ -25,7 +25,6 @@ from tests.adapters.drivers.websocket import WebSocket
 from tests.adapters.drivers.zerorpc import ZerorpcDriver
 from tests.servers import Server
 
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -525,13 +525,14 @@ def test_a_real_server_answers(tmp_path: Path, free_port: int) -> None:
         assert server.stop() == 0
 
 
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["id", "inputs", "verb", "ids", "x"]), inner, max_size=4)
-    ),
-    max_leaves=8,
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+NAMES = st.sampled_from(["id", "inputs", "verb", "ids", "x"])
+JSON_VALUES: st.SearchStrategy[Any] = st.deferred(
+    lambda: (
+        SCALARS
+        | st.lists(JSON_VALUES, max_size=3)
+        | st.dictionaries(NAMES, JSON_VALUES, max_size=4)
+    )
 )
 
 

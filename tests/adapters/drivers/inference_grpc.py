@@ -26,7 +26,7 @@ class InferenceGrpc(Driver):
     """
 
     name = "V2 over gRPC"
-    verbs = frozenset("predict null ids deadline stream describe".split())
+    verbs = frozenset("predict ids deadline stream describe".split())
 
     def __init__(self, address: str, token: str | None = None) -> None:
         script = clients.HERE / "triton_grpc.py"

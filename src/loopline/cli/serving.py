@@ -33,6 +33,9 @@ def run(session: Session, targets: tuple[str, ...]) -> None:
 
     def announce(url: str) -> None:
         session.console.line(f"Loopline answers at {url}; the API is described at {url}/docs")
+        for name in ("gRPC", "ZeroRPC"):
+            if address := getattr(session.settings, name.lower()):
+                session.console.line(f"{name} answers at {address}")
         note = _contents(url)
         if note:
             session.console.line(note)

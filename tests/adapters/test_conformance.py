@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -72,6 +72,17 @@ def until_answered(client: Client, model: str) -> None:
         time.sleep(0.1)
 
 
+DRIVERS: dict[type[Any], str] = {
+    HttpJson: "url",
+    MessagePack: "url",
+    NdJson: "url",
+    WebSocket: "url",
+    InferenceHttp: "url",
+    InferenceGrpc: "grpc",
+    GrpcService: "grpc",
+    ZerorpcDriver: "zerorpc",
+}
+"""Every driver, and which address of the server it is given."""
 SHOWN = {
     "null": "nulls",
     "ids": "ids of the caller's",
@@ -86,18 +97,18 @@ SHOWN = {
 
 def test_the_reference_says_what_each_protocol_can() -> None:
     """The table of the docs is what the drivers claim, and the suite tries."""
-    drivers = (HttpJson, MessagePack, NdJson, WebSocket, InferenceHttp, InferenceGrpc)
-    every = (*drivers, GrpcService, ZerorpcDriver)
-    head = " | ".join(driver.name for driver in every)
-    lines = [f"| | {head} |", "| --- |" + " --- |" * len(every)]
+    head = " | ".join(driver.name for driver in DRIVERS)
+    lines = [f"| | {head} |", "| --- |" + " --- |" * len(DRIVERS)]
     for verb, words in SHOWN.items():
-        cells = ["yes |" if verb in driver.verbs else "|" for driver in every]
+        cells = ["yes |" if verb in driver.verbs else "|" for driver in DRIVERS]
         lines.append(f"| {words} | {' '.join(cells)}")
     assert "\n".join(lines) in (ROOT / "docs/reference/protocols.md").read_text("utf-8")
-    assert {verb for driver in every for verb in driver.verbs} == {"predict", *SHOWN}
+    assert {verb for driver in DRIVERS for verb in driver.verbs} == {"predict", *SHOWN}
 
 
-class _Suite(AdapterSuite):
+class TestEveryAdapter(AdapterSuite):
+    """The suite, through one driver after the other."""
+
     @pytest.fixture
     def token(self, place: Place) -> str:
         return place.token
@@ -107,66 +118,7 @@ class _Suite(AdapterSuite):
         with Client(place.url, token=place.token) as client:
             yield client
 
-
-class TestHttpJson(_Suite):
-    """HTTP with JSON."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: HttpJson(place.url, token)
-
-
-class TestMessagePack(_Suite):
-    """HTTP with MessagePack."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: MessagePack(place.url, token)
-
-
-class TestNdJson(_Suite):
-    """HTTP with rows in lines."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: NdJson(place.url, token)
-
-
-class TestWebSocket(_Suite):
-    """A WebSocket for each model."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: WebSocket(place.url, token)
-
-
-class TestInferenceHttp(_Suite):
-    """The Open Inference Protocol over HTTP, by tritonclient."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: InferenceHttp(place.url, token)
-
-
-class TestInferenceGrpc(_Suite):
-    """The Open Inference Protocol over gRPC, by tritonclient."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: InferenceGrpc(place.grpc, token)
-
-
-class TestGrpcService(_Suite):
-    """The typed gRPC service of each model, by generated messages."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: GrpcService(place.grpc, token)
-
-
-class TestZerorpc(_Suite):
-    """ZeroRPC, by zerorpc-python."""
-
-    @pytest.fixture
-    def speak(self, place: Place) -> Speak:
-        return lambda token: ZerorpcDriver(place.zerorpc, token)
+    @pytest.fixture(params=DRIVERS, ids=lambda driver: driver.name)
+    def speak(self, request: pytest.FixtureRequest, place: Place) -> Speak:
+        driver = request.param
+        return lambda token: driver(getattr(place, DRIVERS[driver]), token)

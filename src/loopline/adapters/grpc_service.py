@@ -10,12 +10,11 @@ from typing import Any
 
 from loopline.adapters.grpc_call import Call, Method, NoSuchMethod
 from loopline.adapters.grpc_messages import Contract, parse, plain, put
+from loopline.adapters.status import ENDED, job_error
 from loopline.asks import Answered
-from loopline.errors import InvalidInput, LooplineError, ModelFailed, WrongState
+from loopline.errors import InvalidInput, LooplineError, WrongState
 from loopline.loop import Loop
 from loopline.records import Prediction
-
-ENDED = ("done", "failed", "cancelled")
 
 
 class Contracts:
@@ -168,19 +167,12 @@ async def train(contract: Contract, call: Call, request: Any) -> Any:
         await asyncio.sleep(min(pause, left))
         pause = min(pause * 1.5, 0.25)
     if shown["state"] == "failed":
-        raise _job_error(shown["error"] or {})
+        raise job_error(shown["error"] or {})
     result = shown["result"] or {}
     told = contract.message("TrainReply", job=job.id, state=shown["state"])
     put(told, "version", result.get("version"))
     told.metrics.update(result.get("metrics") or {})
     return told
-
-
-def _job_error(error: dict[str, Any]) -> LooplineError:
-    """The error that a job ended with, as that of the call which waited for it."""
-    detail = str(error.get("detail") or error.get("message") or "the training failed")
-    kinds = {kind.code: kind for kind in reversed(LooplineError.__subclasses__())}
-    return kinds.get(str(error.get("code")), ModelFailed)(detail)
 
 
 async def describe(contract: Contract, call: Call, request: Any) -> Any:

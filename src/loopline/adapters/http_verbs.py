@@ -13,13 +13,13 @@ import msgspec
 from loopline import access, codecs
 from loopline.adapters.http_predict import PATIENCE
 from loopline.adapters.http_wire import Answer, Desk, Gone, plain, problem
-from loopline.errors import FieldError, InvalidInput, LooplineError, ModelFailed
+from loopline.adapters.status import ENDED, job_error
+from loopline.errors import FieldError, InvalidInput
 from loopline.metrics import CONTENT_TYPE
 from loopline.records import JobEvent
 
 Handler = Callable[[Desk], Awaitable[Answer]]
 
-ENDED = ("done", "failed", "cancelled")
 SILENCE = 15.0
 """Seconds after which an event stream says that it is still there."""
 CHUNK = 500
@@ -130,7 +130,7 @@ async def train(desk: Desk) -> Answer:
     shown = await _ended(desk, job.id, seconds)
     headers["location"] = f"{desk.prefix}/v1/jobs/{job.id}"
     if shown["state"] == "failed":
-        error = _job_error(shown["error"] or {})
+        error = job_error(shown["error"] or {})
         return problem(error, desk.instance, job=job.id)
     if shown["state"] != "done":
         return plain({"job": job.id, "state": shown["state"]}, 202, **headers)
@@ -184,14 +184,6 @@ async def _ended(desk: Desk, id: str, seconds: float) -> dict[str, Any]:
 async def _gone(desk: Desk) -> None:
     while (await desk.receive())["type"] != "http.disconnect":
         pass
-
-
-def _job_error(error: dict[str, Any]) -> LooplineError:
-    """The error that a job ended with, as that of the request which waited for it."""
-    detail = str(error.get("detail") or error.get("message") or "the training failed")
-    kinds: list[type[LooplineError]] = LooplineError.__subclasses__()
-    found = [kind for kind in kinds if kind.code == error.get("code")]
-    return found[0](detail) if found else ModelFailed(detail)
 
 
 async def _trained(desk: Desk, model: str, shown: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from loopline.errors import LooplineError, MissingExtra, NotReady
+from typing import Any
+
+from loopline.errors import LooplineError, MissingExtra, ModelFailed, NotReady
+
+ENDED = ("done", "failed", "cancelled")
+"""The states that a job stays in."""
 
 HTTP: dict[str, int] = {
     "invalid-input": 422,
@@ -81,3 +86,10 @@ def http_retry_after(error: LooplineError) -> int | None:
     if isinstance(error, MissingExtra):
         return None
     return 1 if HTTP[error.code] == 503 else None
+
+
+def job_error(error: dict[str, Any]) -> LooplineError:
+    """The error that a job ended with, as that of the request which waited for it."""
+    detail = str(error.get("detail") or error.get("message") or "the training failed")
+    kinds = {kind.code: kind for kind in reversed(LooplineError.__subclasses__())}
+    return kinds.get(str(error.get("code")), ModelFailed)(detail)

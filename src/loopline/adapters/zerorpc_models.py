@@ -22,13 +22,13 @@ import numpy as np
 from msgspec import Meta
 
 from loopline.access import Caller
+from loopline.adapters.status import ENDED, job_error
 from loopline.adapters.zerorpc import Call, Limits, Server, Told
 from loopline.adapters.zerorpc_wire import Method
 from loopline.asks import Answer, Answered, Ask, take_ids
 from loopline.errors import (
     InvalidInput,
     LooplineError,
-    ModelFailed,
     Unauthorized,
     UnknownModel,
     WrongState,
@@ -43,7 +43,6 @@ logger = logging.getLogger("loopline.zerorpc")
 
 CHUNK = 100
 """Rows of a stream that are predicted at a time."""
-ENDED = ("done", "failed", "cancelled")
 DOCS = {
     "predict": "Predict with the {}.",
     "predict_stream": "Predict many rows with the {}, and stream the answers.",
@@ -292,7 +291,7 @@ class Service(Mapping[str, Method]):
             pause = min(pause * 1.5, 0.25)
         told = {"job": job.id, "state": shown["state"]}
         if shown["state"] == "failed":
-            raise _job_error(shown["error"] or {})
+            raise job_error(shown["error"] or {})
         if shown["state"] != "done":
             return told
         result = shown["result"] or {}
@@ -404,13 +403,6 @@ def _named(shown: dict[str, Any]) -> dict[str, Any]:
         "major_version": shown["champion"],
         "minor_version": 0,
     }
-
-
-def _job_error(error: dict[str, Any]) -> LooplineError:
-    detail = str(error.get("detail") or error.get("message") or "the training failed")
-    kinds: list[type[LooplineError]] = LooplineError.__subclasses__()
-    found = [kind for kind in kinds if kind.code == error.get("code")]
-    return found[0](detail) if found else ModelFailed(detail)
 
 
 def tell(error: BaseException, debug: bool = False) -> Told:

@@ -33,6 +33,8 @@ from loopline.rows import OpenPlan, Plan, Slot
 if TYPE_CHECKING:
     import pandas as pd
 
+Decode = Callable[[bytes], tuple[list[Row], bool]]
+
 __all__ = ["Field", "Output", "Schema", "declare"]
 
 _JSON_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "text": "string"}
@@ -275,18 +277,14 @@ class Schema(Record, frozen=True, dict=True):
         complaints.add(pointer, hint)
         return [], True
 
-    def decoder(self) -> Callable[[bytes], Row] | None:
-        """The quick way from the JSON bytes of one plain row object to its row.
+    def decoder(self) -> Decode | None:
+        """The quick way from the JSON bytes of one plain row object, or an array of them, to rows.
 
         Returns:
-            A function that gives what `row` would give, or raises `msgspec.DecodeError`, upon
-            which the caller asks `row` for the row or the reasons. None where a field takes any
-            value or has a name that msgspec can't match.
+            A function that gives what `parse` would give, or raises `msgspec.DecodeError`, upon
+            which the caller asks `parse` for the rows or the reasons. None where a field takes
+            any value or has a name that msgspec can't match.
         """
-        return self._decoder
-
-    @cached_property
-    def _decoder(self) -> Callable[[bytes], Row] | None:
         if self.open or self._nested:
             return None
         fields = list(zip(self._plan(False, False).slots, self.fields, strict=True))
@@ -300,7 +298,7 @@ class Schema(Record, frozen=True, dict=True):
             for i, (slot, field) in enumerate(fields)
             if field.strict or basis(field.kind, field.categories) == "scalar"
         ]
-        return _row_decoder(msgspec.json.Decoder(wire), closer)
+        return _row_decoder(msgspec.json.Decoder(wire | list[wire]), closer)  # type: ignore[valid-type]
 
     def json_schema(self) -> dict[str, Any]:
         """The JSON Schema (2020-12) document of one input row."""
@@ -365,22 +363,25 @@ def _wire_field(name: str, slot: Slot, field: Field) -> tuple[str, Any, Any]:
     return (name, kind, msgspec.field(name=field.name, default=default))
 
 
-def _row_decoder(
-    decoder: msgspec.json.Decoder[Any], closer: list[tuple[int, Check]]
-) -> Callable[[bytes], Row]:
+def _row_decoder(decoder: msgspec.json.Decoder[Any], closer: list[tuple[int, Check]]) -> Decode:
     decode, astuple = decoder.decode, msgspec.structs.astuple
 
-    def read(body: bytes) -> Row:
+    def read(body: bytes) -> tuple[list[Row], bool]:
         try:
-            row = astuple(decode(body))
+            found = decode(body)
         except (UnicodeDecodeError, RecursionError) as error:
             raise msgspec.DecodeError(str(error)) from error
+        if found == []:
+            raise msgspec.ValidationError("there are no rows")
+        many = type(found) is list
+        rows = list(map(astuple, found)) if many else [astuple(found)]
         try:
             for i, check in closer:
-                check(row[i])
+                for row in rows:
+                    check(row[i])
         except ValueError as error:
             raise msgspec.ValidationError(str(error)) from error
-        return row
+        return rows, many
 
     return read
 

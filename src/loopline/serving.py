@@ -629,9 +629,9 @@ def _read(loaded: Loaded, ask: Ask) -> tuple[list[Row], bool]:
     if ask.body is not None:
         if loaded.decode is not None and ask.kind == codecs.JSON:
             try:
-                return [loaded.decode(ask.body)], False
+                return loaded.decode(ask.body)
             except msgspec.DecodeError:
-                pass  # not one plain row: the long way reads it, or says what is wrong
+                pass  # not plain rows: the long way reads them, or says what is wrong
         ask.value, ask.text = codecs.read(ask.body, ask.kind)
         ask.value, ask.ids = take_ids(ask.value, ask.ids)
     return loaded.schema.parse(ask.value, text=ask.text)

@@ -432,11 +432,21 @@ def test_round_trip() -> None:
 
 
 def test_decoder() -> None:
-    """The quick decoder gives the row, or raises for whatever needs a closer look."""
+    """The quick decoder gives one row or many, or raises for whatever needs a closer look."""
     decode = PERSON.decoder()
     assert decode is not None
-    assert decode(b'{"note": "n", "age": 3, "member": true}') == (3, None, True, "n")
-    for body in (b'{"note": 1}', b"[]", b"nonsense", b'{"note": "\xff"}', b"[" * 10_000):
+    body, row = b'{"note": "n", "age": 3, "member": true}', (3, None, True, "n")
+    assert decode(body) == ([row], False)
+    assert decode(b"[%b, %b]" % (body, body)) == ([row, row], True)
+    for body in (
+        b'{"note": 1}',
+        b'[{"note": "n"}, 1]',
+        b'{"inputs": []}',
+        b"[]",
+        b"nonsense",
+        b'{"note": "\xff"}',
+        b"[" * 10_000,
+    ):
         with pytest.raises(msgspec.DecodeError):
             decode(body)
 
@@ -445,9 +455,9 @@ def test_decoder_enforces_declarations() -> None:
     """Declared ranges and choices hold on the quick path too."""
     decode = declare(Room).decoder()
     assert decode is not None
-    assert decode(b'{"size": 20}') == (20.0, "attic")
+    assert decode(b'{"size": 20}') == ([(20.0, "attic")], False)
     with pytest.raises(msgspec.DecodeError, match="too large"):
-        decode(b'{"size": 100}')
+        decode(b'[{"size": 20}, {"size": 100}]')
     with pytest.raises(msgspec.DecodeError, match="not one of"):
         decode(b'{"size": 1, "kind": "stable"}')
 
@@ -459,7 +469,7 @@ def test_any_column_name(name: str) -> None:
     assert schema.row({name: 1}) == (1.0,)
     decode = schema.decoder()
     if decode is not None:
-        assert decode(msgspec.json.encode({name: 1})) == (1.0,)
+        assert decode(msgspec.json.encode({name: 1})) == ([(1.0,)], False)
 
 
 def test_frame() -> None:

@@ -108,7 +108,8 @@ def test_decoder_agrees_with_row(case: tuple[Schema, dict[str, Any]]) -> None:
     except msgspec.DecodeError:
         return
     assert expected is not None
-    assert same(decoded, expected)
+    assert same(decoded, ([expected], False))
+    assert same(decode(b"[%b, %b]" % (body, body)), ([expected, expected], True))
 
 
 @RELAXED
@@ -131,7 +132,8 @@ def test_decoder_takes_canonical_rows(data: st.DataObject) -> None:
         )
         for field in schema.fields
     }
-    assert same(decode(msgspec.json.encode(value)), schema.row(value))
+    assert same(decode(msgspec.json.encode(value)), ([schema.row(value)], False))
+    assert same(decode(msgspec.json.encode([value] * 3)), ([schema.row(value)] * 3, True))
 
 
 @RELAXED

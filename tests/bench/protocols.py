@@ -77,10 +77,10 @@ def _http(url: str, body: bytes) -> wires.Load:
 
 def infer_message(model: str) -> bytes:
     """The tensor above as a request over gRPC, with typed contents."""
-    from loopline.adapters.grpc_messages import V2 as known
+    from loopline.adapters.grpc_inference import describe
     from loopline.adapters.grpc_messages import class_of, pool_of
 
-    request = class_of(pool_of(known), "inference.ModelInferRequest")
+    request = class_of(pool_of(describe()), "inference.ModelInferRequest")
     tensor = {**TENSOR, "contents": {"fp64_contents": TENSOR["data"]}}
     del tensor["data"]
     data: bytes = request(model_name=model, inputs=[tensor]).SerializeToString()

@@ -3,8 +3,8 @@
 The library checks its input at every step, which costs ten times what a small model's arithmetic
 does. Here the same NumPy calls are made in the same order without the checks. Whether the bits
 are the same is tried when the way is made; where one differs, the library's own method is kept.
-The calls depend on the shapes and types in a model, not on its numbers, so a later version of a
-model whose way was tried thoroughly is tried on a few rows.
+The calls depend on a model's parameters and on the shapes and types of what was fitted, not on the
+fitted numbers, so a later version of a model whose way was tried thoroughly is tried on a few rows.
 """
 
 from __future__ import annotations
@@ -170,16 +170,16 @@ def encoder(made: Any) -> Call | None:
         return None
 
 
-def _form(native: Any) -> Any:
-    """What decides which arithmetic a model does: all but the numbers in it."""
-    if isinstance(native, np.ndarray):
-        return native.dtype.str, native.shape, native.strides
-    if isinstance(native, float | np.number) or type(native) is int:
-        return type(native)
+def _form(native: Any, fitted: bool = False) -> Any:
+    """What decides which arithmetic a model does: all but the numbers that it was fitted to."""
+    if hasattr(native, "get_params"):
+        known = vars(native).items()
+        return (type(native), *((name, _form(each, name.endswith("_"))) for name, each in known))
     if isinstance(native, list | tuple):
-        return tuple(map(_form, native))
-    known = vars(native).items() if hasattr(native, "get_params") else ()
-    return (type(native), *((name, _form(each)) for name, each in known)) if known else repr(native)
+        return tuple(_form(each, fitted) for each in native)
+    if fitted and isinstance(native, np.ndarray):
+        return native.dtype.str, native.shape, native.strides
+    return type(native) if fitted and not isinstance(native, bool | str) else repr(native)
 
 
 def _same(short: Call, slow: Call, X: Array) -> bool:

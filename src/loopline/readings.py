@@ -156,12 +156,13 @@ class Readings:
 
     def _logged(self, model: str, id: str) -> Event | None:
         """Find a prediction, allowing one that was answered just now the time of its commit."""
-        for pause in (*SETTLING, 0.0):
+        for pause in (0.0, *SETTLING):
+            if pause:
+                time.sleep(pause)
+                self._until(lambda: not self.log.buffered, 0.2)
             found = self.log.find(predictions_topic(model), [id])
             if id in found:
                 return found[id]
-            time.sleep(pause)
-            self._until(lambda: not self.log.buffered, 0.2)
         return None
 
     def predictions(

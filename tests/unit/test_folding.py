@@ -284,3 +284,14 @@ def test_an_encoder_that_does_otherwise_is_asked_itself() -> None:
     ):
         X = known if "Encoder" in type(made).__name__ else [[1.0], [2.0]]
         assert folding.encoder(made.fit(X)) is None
+
+
+@pytest.mark.parametrize("gap", [0.0, -1.0])
+def test_a_parameter_that_changes_the_arithmetic_is_tried_anew(gap: float) -> None:
+    """What was tried with one parameter says nothing of the same model with another."""
+    X, y = data(3, 0)
+    X[0, 0] = gap
+    usual = make_pipeline(SimpleImputer(), LinearRegression()).fit(X, y)
+    assert is_quick(folding.quick(usual, "predict"))
+    other = make_pipeline(SimpleImputer(missing_values=gap), LinearRegression()).fit(X, y)
+    assert same(folding.quick(other, "predict")(X), other.predict(X))

@@ -340,7 +340,8 @@ def _show(answered: Answered, probabilities: bool = False) -> Any:
             "id": each.id,
             "prediction": each.output,
         }
-        if probabilities and each.probabilities is not None and answered.classes:
+        own = each.version == answered.version  # else an earlier answer, of other classes perhaps
+        if probabilities and own and each.probabilities is not None and answered.classes:
             row["probabilities"] = dict(zip(answered.classes, each.probabilities, strict=True))
         shown.append(row)
     return shown if answered.many else shown[0]
